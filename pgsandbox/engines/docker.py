@@ -1,0 +1,484 @@
+"""The only file that knows containers: servers from an image that honours the official image's contract."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgsandbox import lease, places, scram
+from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
+from pgsandbox.engines.topology import Topology, topology
+from pgsandbox.errors import EngineError, PgsandboxError, ServerError
+from pgsandbox.run import read_record, write_record
+
+if TYPE_CHECKING:
+    import docker
+
+    from pgsandbox.settings import Settings
+
+DEFAULT_MAJOR = 18
+"""The image's version where the settings name none."""
+
+PORT = "5432/tcp"
+LABEL_RUN, LABEL_OWNER, LABEL_CREATED, LABEL_SERVER = (
+    f"pgsandbox.{what}" for what in ("run", "owner", "created", "server")
+)
+_SHM = 256 << 20
+_SEED = "/pgsandbox-seed"
+_CONTAINER = "container.json"
+_IDLE = 2
+_GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
+_API_TIMEOUT = 60
+_IN_FLIGHT = 3.0
+
+
+class DockerEngine:
+    """Servers in containers of the daemon that Docker's own client would use."""
+
+    name = "docker"
+
+    def find(self, settings: Settings, progress: Progress) -> Choice:
+        """The image that would be started, pulled if need be. Raises EngineError."""
+        client = connect()
+        wanted = settings.version or DEFAULT_MAJOR
+        name = settings.image.replace("{version}", str(wanted))
+        image = _image(client, name, progress)
+        config = image.attrs["Config"]
+        environ = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
+        command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
+        if "PG_MAJOR" not in environ and "PGDATA" not in environ and not any("postgres" in word for word in command):
+            raise EngineError(
+                f"docker: the image {name} is not PostgreSQL",
+                why="it neither sets PG_MAJOR or PGDATA nor runs postgres",
+                looked_at=(f"its entrypoint and command: {' '.join(command) or 'none'}",),
+                hint="use an image that honours the official image's contract, such as postgres:18-alpine",
+            )
+        major = environ.get("PG_MAJOR") or environ.get("PG_VERSION", "").partition(".")[0]
+        if settings.version is not None and major.isdigit() and int(major) != settings.version:
+            raise EngineError(
+                f"docker: the image {name} has PostgreSQL {major}, but version = {settings.version}",
+                hint="change image or version so that they agree; {version} in image stands for the version",
+            )
+        return Choice(
+            engine=self.name,
+            version=environ.get("PG_VERSION", "").partition("-")[0] or major or str(wanted),
+            what=name,
+            detail={
+                "id": image.id,
+                "entrypoint": config.get("Entrypoint") or [],
+                "data": environ.get("PGDATA", "/var/lib/postgresql/data"),
+                "volumes": sorted(config.get("Volumes") or {}),
+            },
+        )
+
+    def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
+        """A running server; raises ServerError, NotReadyError or EngineError."""
+        client = connect()
+        where = topology(client)
+        remove_orphans(client=client)
+        name = f"pgsandbox-{order.token}"
+        spec = {"engine": self.name, "container": name, "seed": _seed_tag(order) if order.for_seed else None}
+        handle = supervised.start_for(order, spec)
+        try:
+            progress(f"starting {choice.what}")
+            password = order.seed["password"] if order.seed else scram.new_password()
+            create = {"name": name, "choice": choice, "order": order, "password": password, "where": where}
+            container, output = _run(client, **create)
+            write_record(order.folder / _CONTAINER, {"id": container})
+            host, port = where.address(client, container)
+            password, version = ready.wait_and_rekey(
+                host=host,
+                port=port,
+                user="postgres",
+                password=password,
+                timeout=order.timeout,
+                died=lambda: _died(output, choice),
+                last_words=lambda: output.tail(5),
+            )
+        finally:
+            handle.detach()
+            client.close()
+        return Running(
+            engine=self.name,
+            token=order.token,
+            folder=str(order.folder),
+            version=version,
+            what=choice.what,
+            host=host,
+            port=port,
+            password=password,
+            detail={"container": container, "name": name},
+        )
+
+    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
+        """An image of the cluster of `running`, its server stopped cleanly."""
+        del timeout
+        client = connect()
+        container = running.detail["container"]
+        done = client.api.exec_start(client.api.exec_create(container, ["sh", "-c", _STOP])["Id"])
+        if b"clean" not in done:
+            raise ServerError("the server that holds the template did not stop cleanly", why=done.decode(errors="replace"))
+        tag = f"pgsandbox-seed:{running.token}"
+        repository, _, version = tag.partition(":")
+        # What the commit is not told, it takes over from the container: its password among others.
+        conf = {"Env": ["POSTGRES_PASSWORD=", f"PGSANDBOX_SEED={running.token}"]}
+        client.api.commit(container, repository=repository, tag=version, conf=conf)
+        client.api.remove_container(container, force=True, v=True)
+        return {"image": tag, "password": running.password}
+
+    def logs(self, running: Running, lines: int) -> str:
+        """The last `lines` lines that the container printed."""
+        import docker
+
+        client = connect()
+        try:
+            said = client.api.logs(running.detail["container"], tail=lines, stdout=True, stderr=True)
+        except docker.errors.APIError as problem:
+            raise ServerError("the container's log can't be read", why=problem.explanation) from problem
+        return str(said.decode("utf-8", errors="replace")).rstrip()
+
+    def grant(self, running: Running, seconds: float) -> None:
+        """Let the container live for `seconds` with nobody connected."""
+        client = connect()
+        command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}"]
+        client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
+
+
+_STOP = """\
+pid=$(head -n 1 "$PGDATA/postmaster.pid")
+: >/dev/shm/pgsandbox-hold
+kill -INT "$pid"
+while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+[ -e "$PGDATA/postmaster.pid" ] || echo clean
+"""
+
+
+class DockerWard:
+    """One container, as its supervisor looks after it; the daemon is only asked when there is something to do."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._name: str = spec["container"]
+        self._token: str = spec["token"]
+        self._folder = Path(spec["folder"])
+        self._seed: str | None = spec["seed"]
+        self._client: docker.DockerClient | None = None
+        self._asked = 0.0
+
+    def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Nothing: the container is created by the starter, since that may take the user's credentials."""
+
+    def alive(self) -> bool:
+        """True until a container that was granted time has ended; the others are held by leases."""
+        if not (self._folder / supervised.GRANT).exists() or time.monotonic() - self._asked < 2:
+            return True
+        if not (self._folder / _CONTAINER).exists():
+            return True
+        self._asked = time.monotonic()
+        try:
+            return self._find() is not None
+        except Exception:  # noqa: BLE001 -- an engine that does not answer just now proves nothing
+            return True
+
+    def bake(self) -> None:
+        """Nothing: baking is a matter between the starter and the daemon."""
+
+    def connected(self) -> bool:
+        """True: a container watches its own connections, and ends itself."""
+        return True
+
+    def remove(self) -> None:
+        """Remove the container, with its volumes, and the seed that was made of it."""
+        import docker
+
+        was_created = read_record(self._folder / _CONTAINER) is not None
+        deadline = time.monotonic() + (0.0 if was_created else _IN_FLIGHT)
+        while True:
+            found = self._find()
+            if found is not None:
+                _remove(self._docker(), found)
+            if found is not None or time.monotonic() >= deadline:
+                break
+            time.sleep(0.1)  # the starter may have died while the daemon was still creating it
+        if self._seed is not None:
+            with contextlib.suppress(docker.errors.APIError):
+                self._docker().api.remove_image(self._seed, force=True)
+
+    def _find(self) -> str | None:
+        label = f"{LABEL_SERVER}={self._token}"
+        found = self._docker().api.containers(all=True, filters={"label": label})
+        return found[0]["Id"] if found else None
+
+    def _docker(self) -> docker.DockerClient:
+        if self._client is None:
+            self._client = connect()
+        return self._client
+
+
+def connect() -> docker.DockerClient:
+    """A client of the daemon that Docker's own would use: host, context, TLS and credentials are resolved alike.
+
+    Raises EngineError with the address that was tried.
+    """
+    if not _is_configured():
+        raise EngineError(
+            "docker: no engine answers",
+            why="there is no socket, no DOCKER_HOST and no context",
+            looked_at=("/var/run/docker.sock", "DOCKER_HOST", "~/.docker/config.json"),
+            hint="start Docker, or use --pgsandbox-engine=local",
+        )
+    import logging
+
+    import docker
+    from testcontainers.core.docker_client import DockerClient, get_docker_host
+
+    logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
+    address = get_docker_host() or "unix:///var/run/docker.sock"
+    before = os.environ.get("DOCKER_HOST")
+    try:
+        client = DockerClient(timeout=_API_TIMEOUT).client
+        client.ping()
+    except (docker.errors.DockerException, OSError) as problem:
+        raise _no_answer(address, problem) from problem
+    finally:
+        if before is None:  # that client exports what it finds; the user's environment is not ours to change
+            os.environ.pop("DOCKER_HOST", None)
+    return client
+
+
+def remove_orphans(*, client: docker.DockerClient | None = None) -> list[str]:
+    """Remove containers of this user of this machine whose server's folder is gone or dead; their names."""
+    client = client or connect()
+    from pgsandbox.run import all_runs
+
+    removed: list[str] = []
+    for found in client.api.containers(all=True, filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
+        token = found["Labels"].get(LABEL_SERVER, "")
+        folders = list(all_runs().glob(f"*/servers/{token}"))
+        if token and not any(lease.is_supervised(folder) or _is_held(folder) for folder in folders):
+            _remove(client, found["Id"])
+            removed.append(f"container {found['Names'][0].lstrip('/')}")
+    return removed
+
+
+def _is_held(folder: Path) -> bool:
+    spec = read_record(folder / supervised.SPEC)
+    return lease.is_held(Path(spec["lease"]) if spec else folder)
+
+
+def _remove(client: docker.DockerClient, container: str) -> None:
+    import docker
+
+    for _ in range(50):
+        try:
+            client.api.remove_container(container, force=True, v=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as problem:
+            if problem.status_code != 409:  # 409: its removal is in progress
+                raise
+        time.sleep(0.05)
+
+
+def _run(
+    client: docker.DockerClient, *, name: str, choice: Choice, order: Order, password: str, where: Topology
+) -> tuple[str, _Output]:
+    """Create and start the container; its id and what it prints. Its data is on a tmpfs where the daemon allows."""
+    import docker
+
+    for tmpfs in (not order.for_seed, False):
+        parts = _parts(client, choice, order, password, where, tmpfs=tmpfs)
+        try:
+            container: str = client.api.create_container(name=name, **parts)["Id"]
+            output = _Output(client.api.attach(container, stdout=True, stderr=True, stream=True, logs=True))
+            client.api.start(container)
+        except docker.errors.APIError as problem:
+            found = client.api.containers(all=True, filters={"label": f"{LABEL_SERVER}={order.token}"})
+            for leftover in found:
+                _remove(client, leftover["Id"])
+            if not (tmpfs and "tmpfs" in str(problem).lower()):
+                raise _not_started(choice, where, problem) from problem
+        else:
+            return container, output
+    raise AssertionError("the second attempt returns or raises")
+
+
+def _parts(
+    client: docker.DockerClient, choice: Choice, order: Order, password: str, where: Topology, *, tmpfs: bool
+) -> dict[str, Any]:
+    detail = choice.detail
+    major = choice.major or DEFAULT_MAJOR
+    data = _SEED if order.for_seed else detail["data"]
+    environ = {
+        "POSTGRES_PASSWORD": password,
+        "POSTGRES_USER": "postgres",
+        "POSTGRES_DB": "postgres",
+        "POSTGRES_INITDB_ARGS": "--no-sync" + (" --no-data-checksums" if major >= 18 else ""),
+        "PGDATA": data,
+    }
+    mounts = sorted({*detail["volumes"], *_covering(detail["data"], detail["volumes"])}) if tmpfs else []
+    flags = [word for name, value in order.flags.items() for word in ("-c", f"{name}={value}")]
+    idle = max(_IDLE, int(order.grant))
+    keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(idle)]
+    seed = [_SEED] if order.seed else [""]
+    return {
+        "image": order.seed["image"] if order.seed else choice.what,
+        "entrypoint": [*keep, *seed, *detail["entrypoint"]],
+        "command": ["postgres", *flags],
+        "environment": environ,
+        "ports": [5432],
+        "labels": _labels(order),
+        "networking_config": where.networking(client),
+        "host_config": client.api.create_host_config(
+            auto_remove=True,
+            shm_size=_SHM,
+            port_bindings=where.bindings(),
+            tmpfs=dict.fromkeys(mounts, "rw,nosuid,nodev"),
+            network_mode=where.network,
+        ),
+    }
+
+
+def _labels(order: Order) -> dict[str, str]:
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {
+        LABEL_RUN: order.run,
+        LABEL_OWNER: places.home_id(),
+        LABEL_SERVER: order.token,
+        LABEL_CREATED: created,
+    }
+
+
+def _covering(data: str, volumes: list[str]) -> Iterator[str]:
+    """The mount point that puts `data` on a tmpfs: itself, unless one of the image's volumes is above it."""
+    if not any(data == volume or data.startswith(volume.rstrip("/") + "/") for volume in volumes):
+        yield data
+
+
+def _keep_script() -> str:
+    return resources.files("pgsandbox.engines").joinpath("keep.sh").read_text(encoding="utf-8")
+
+
+def _seed_tag(order: Order) -> str:
+    return f"pgsandbox-seed:{order.token}"
+
+
+class _Output:
+    """The last lines that a container prints, gathered in the background from before its start."""
+
+    def __init__(self, stream: Any) -> None:
+        self._lines: collections.deque[str] = collections.deque(maxlen=200)
+        self.ended = threading.Event()
+        threading.Thread(target=self._gather, args=(stream,), name="pgsandbox-container-output", daemon=True).start()
+
+    def tail(self, lines: int) -> str:
+        """The last `lines` lines."""
+        return "\n".join(list(self._lines)[-lines:])
+
+    def _gather(self, stream: Any) -> None:
+        pending = ""
+        with contextlib.suppress(Exception):  # the daemon may go away: then there is nothing more to gather
+            for chunk in stream:
+                *lines, pending = (pending + chunk.decode("utf-8", errors="replace")).split("\n")
+                self._lines.extend(line for line in lines if line.strip())
+        if pending.strip():
+            self._lines.append(pending)
+        self.ended.set()
+
+
+def _died(output: _Output, choice: Choice) -> PgsandboxError | None:
+    if not output.ended.is_set():
+        return None
+    log = output.tail(8) or "it printed nothing"
+    if "No space left on device" in log:
+        return ServerError(
+            f"the container of {choice.what} ended while it was starting",
+            why="no space is left where its data is",
+            hint="its data is on a tmpfs, that is in memory: free some, or give the Docker machine more",
+        )
+    return ServerError(
+        f"the container of {choice.what} ended while it was starting",
+        why=log,
+        hint="look at the setting options if the log complains of a parameter",
+    )
+
+
+def _is_configured() -> bool:
+    """Whether there is any sign of a Docker client's configuration; importing the client costs 0.2 s."""
+    home = Path.home()
+    candidates = (Path("/var/run/docker.sock"), home / ".docker/run/docker.sock", home / ".testcontainers.properties")
+    if os.environ.get("DOCKER_HOST") or os.environ.get("DOCKER_CONTEXT") or any(c.exists() for c in candidates):
+        return True
+    if os.name == "nt":
+        return True
+    with contextlib.suppress(OSError):
+        config = Path(os.environ.get("DOCKER_CONFIG", home / ".docker")) / "config.json"
+        return '"currentContext"' in config.read_text(encoding="utf-8")
+    return False
+
+
+def _no_answer(address: str, problem: Exception) -> EngineError:
+    said = str(problem)
+    if "Permission denied" in said or "PermissionError" in said:
+        return EngineError(
+            f"docker: the socket {address.removeprefix('unix://')} refuses this user",
+            why="permission denied",
+            looked_at=(address,),
+            hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
+        )
+    why = "connection refused" if "refused" in said else "no such file" if "No such file" in said else said.splitlines()[0]
+    return EngineError(
+        "docker: no engine answers", why=why, looked_at=(address,), hint="start Docker, or use --pgsandbox-engine=local"
+    )
+
+
+def _image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
+    import docker
+
+    try:
+        return client.images.get(name)
+    except docker.errors.ImageNotFound:
+        pass
+    except docker.errors.APIError as problem:
+        raise EngineError(f"docker: the image name {name} is refused", why=problem.explanation) from problem
+    try:
+        for event in client.api.pull(name, tag=None if _has_tag(name) else "latest", stream=True, decode=True):
+            if "error" in event:
+                raise _not_pulled(name, event["error"])
+            progress(f"pulling {name}: {event.get('status', '')} {event.get('progress', '')}".rstrip())
+        return client.images.get(name)
+    except (docker.errors.APIError, OSError) as problem:
+        raise _not_pulled(name, getattr(problem, "explanation", None) or str(problem)) from problem
+
+
+def _has_tag(name: str) -> bool:
+    return ":" in name.rpartition("/")[2] or "@" in name
+
+
+def _not_pulled(name: str, why: str) -> EngineError:
+    return EngineError(
+        f"docker: the image {name} is not here and can't be pulled",
+        why=_without_addresses(why),
+        hint=f"check the name and the network, try `docker pull {name}`, or use --pgsandbox-engine=local",
+    )
+
+
+def _without_addresses(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "the registry gave no reason"
+
+
+def _not_started(choice: Choice, where: Topology, problem: Any) -> PgsandboxError:
+    why = problem.explanation or str(problem)
+    if where.publish not in (None, "127.0.0.1") and ("cannot assign" in why or "bind" in why):
+        return EngineError(
+            f"docker: the daemon can't publish a port at {where.publish}, where this client would reach it",
+            why=why,
+            hint="run the tests on the daemon's own machine, or use --pgsandbox-engine=local",
+        )
+    return ServerError(f"the container of {choice.what} could not be started", why=why)

@@ -1,0 +1,170 @@
+"""A server that is not ours: databases and roles are created and removed in it, and nothing else is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
+from pgsandbox.errors import EngineError, ServerError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgsandbox.settings import Settings
+
+_CONNECT_TIMEOUT = 10
+
+
+class ExternalEngine:
+    """Somebody's server, by URL. No tuning, no extra rights, no leftovers."""
+
+    name = "external"
+
+    def find(self, settings: Settings, progress: Progress) -> Choice:  # noqa: ARG002 -- nothing here takes long
+        """The server behind the setting url; raises EngineError when it refuses, or its role may not do enough."""
+        assert settings.url is not None
+        with _connect(settings.url) as connection:
+            info = connection.info
+            version = ready.short_version(info.server_version)
+            if settings.version is not None and info.server_version // 10000 != settings.version:
+                raise EngineError(
+                    f"external: the server has PostgreSQL {version}, but version = {settings.version}",
+                    hint="leave version out, or name another server in url",
+                )
+            _check_rights(connection)
+            return Choice(
+                engine=self.name,
+                version=version,
+                what=f"{info.host}:{info.port}",
+                detail={
+                    "url": settings.url,
+                    "maintenance": info.dbname,
+                    "host": info.host,
+                    "port": info.port,
+                    "available": _available(connection),
+                },
+            )
+
+    def start(self, choice: Choice, order: Order, progress: Progress) -> Running:  # noqa: ARG002 -- it runs already
+        """The server as it is, with a supervisor that removes from it what this run creates."""
+        supervised.start_for(order, {"engine": self.name, "url": choice.detail["url"]}).detach()
+        return Running(
+            engine=self.name,
+            token=order.token,
+            folder=str(order.folder),
+            version=choice.version,
+            what=choice.what,
+            host=choice.detail["host"],
+            port=choice.detail["port"],
+            detail=choice.detail,
+        )
+
+    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
+        """Never asked for: an external server is always shared."""
+        raise ServerError("a server that is not ours can't be copied")
+
+    def logs(self, running: Running, lines: int) -> str:
+        """Raises ServerError: the log belongs to the server's owner."""
+        raise ServerError(f"the log of {running.what} is not ours to read")
+
+
+class ExternalWard:
+    """What one run has created in somebody's server."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._url: str = spec["url"]
+        self._prefix = f"pgsandbox_{spec['token']}_"
+        self._folder = Path(spec["folder"])
+
+    def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Nothing to start."""
+
+    def alive(self) -> bool:
+        """True: the server is not ours to watch."""
+        return True
+
+    def bake(self) -> None:
+        """Nothing to stop."""
+
+    def connected(self) -> bool:
+        """False: only leases count."""
+        return False
+
+    def remove(self) -> None:
+        """Drop the databases and roles of this run, by their prefix."""
+        from psycopg import sql
+
+        with _connect(self._url) as connection:
+            pattern = self._prefix.replace("_", r"\_") + "%"
+            for (name,) in connection.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [pattern]).fetchall():
+                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            roles = connection.execute(
+                "SELECT rolname FROM pg_roles WHERE rolname LIKE %s ORDER BY rolcanlogin DESC", [pattern]
+            ).fetchall()
+            for (name,) in roles:
+                connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+                connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def _connect(url: str) -> psycopg.Connection[Any]:
+    import psycopg
+
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT, application_name="pgsandbox")
+    except psycopg.OperationalError as problem:
+        raise _refused(url, problem) from problem
+    except psycopg.ProgrammingError as problem:
+        raise EngineError("external: url can't be understood", why=str(problem).strip()) from problem
+
+
+def _refused(url: str, problem: psycopg.OperationalError) -> EngineError:
+    import psycopg
+
+    parts = psycopg.conninfo.conninfo_to_dict(url)
+    where = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
+    said = str(problem).strip().splitlines()[-1]
+    if "password authentication failed" in str(problem) or "no password supplied" in str(problem):
+        return EngineError(
+            f"external: {where} refuses the password of {parts.get('user', 'the user')}",
+            why=said,
+            hint="check user and password in url",
+        )
+    if "Connection refused" in str(problem) or "No such file" in str(problem):
+        return EngineError(
+            f"external: no server answers at {where}",
+            why="connection refused",
+            hint="is it running, and does it listen there?",
+        )
+    return EngineError(f"external: {where} refuses the connection", why=said)
+
+
+def _check_rights(connection: psycopg.Connection[Any]) -> None:
+    row = connection.execute(
+        "SELECT rolsuper, rolcreatedb, rolcreaterole, rolname FROM pg_roles WHERE rolname = current_user"
+    ).fetchone()
+    assert row is not None
+    is_super, may_create_databases, may_create_roles, name = row
+    missing = [
+        right
+        for right, has in (("CREATEDB", may_create_databases), ("CREATEROLE", may_create_roles))
+        if not (has or is_super)
+    ]
+    if missing:
+        raise EngineError(
+            f"external: the role {name} may not do enough",
+            why=f"it lacks {' and '.join(missing)}, to make a database and a role for each worker",
+            hint=f'as a superuser there: ALTER ROLE "{name}" {" ".join(missing)}',
+        )
+
+
+def _available(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute(
+        """
+        SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+               - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')
+        """
+    ).fetchone()
+    assert row is not None
+    return int(row[0])

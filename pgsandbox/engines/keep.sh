@@ -1,0 +1,41 @@
+# Runs as the first process of a container, in front of the image's own entrypoint, and ends the container when
+# nobody needs it: as long as somebody is connected to PostgreSQL it lives, and no sidecar has to watch it.
+#
+#   $1  seconds that it may take until the first connection
+#   $2  seconds that it may live with nobody connected after that; the file $grant overrides it
+#   $3  a folder with a ready cluster to start from a copy of, or nothing
+#   $4… the image's entrypoint and command
+first=$1 idle=$2 seed=$3 grant=/dev/shm/pgsandbox-grant hold=/dev/shm/pgsandbox-hold
+shift 3
+
+[ -z "$seed" ] || { mkdir -p "$PGDATA" && cp -a "$seed/." "$PGDATA/"; } || exit 1
+
+"$@" &
+server=$!
+trap 'kill -INT "$server" 2>/dev/null' INT TERM
+
+# An established connection to port 5432 is state 01 of local address …:1538 in the kernel's own table.
+connected() {
+    while read -r _ ours _ state _; do
+        case $ours/$state in *:1538/01) return 0 ;; esac
+    done
+    return 1
+}
+
+# Seconds that it may be quiet from now on.
+limit() {
+    if [ -r "$grant" ]; then cat "$grant"; elif [ -n "$seen" ]; then echo "$idle"; else echo "$first"; fi
+}
+
+seen='' quiet=0
+while kill -0 "$server" 2>/dev/null || [ -e "$hold" ]; do
+    if cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | connected; then
+        seen=yes quiet=0
+    else
+        quiet=$((quiet + 1))
+        # The container ends with its first process, and everything in it at once; its data is on a tmpfs anyway.
+        [ "$quiet" -le "$(limit)" ] || exit 0
+    fi
+    sleep 1
+done
+wait "$server"

@@ -1,0 +1,441 @@
+"""The only file that spawns postgres itself: servers from installed or bundled binaries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgsandbox import places
+from pgsandbox.engines import Choice, Order, Progress, Running, supervised
+from pgsandbox.errors import EngineError, NotReadyError, ServerError
+
+if TYPE_CHECKING:
+    from pgsandbox.settings import Settings
+
+_LOG = "server.log"
+_PORTS = range(20000, 32000)
+"""Below the range that the kernel takes for outgoing connections (32768 and up)."""
+
+_PORT_ATTEMPTS = 20
+_COPY = ("cp", "-Rp") if sys.platform == "darwin" else ("cp", "-a", "--reflink=auto")
+_SOCKET_PATH_MAX = 103
+"""The shortest limit of a unix socket's path among our platforms (macOS)."""
+
+
+class LocalEngine:
+    """Servers on this machine, each under a supervisor of its own, data on tmpfs where there is one."""
+
+    name = "local"
+
+    def find(self, settings: Settings, progress: Progress) -> Choice:  # noqa: ARG002 -- nothing here takes long
+        """The binaries that would be used; raises EngineError."""
+        if sys.platform == "win32":
+            raise EngineError(
+                "local: the local engine does not run on Windows",
+                why="a server there can't be tied to the processes that use it",
+                hint="use Docker, or WSL",
+            )
+        from pgsandbox.engines import binaries
+
+        found = binaries.find(settings.version)
+        return Choice(engine=self.name, version=found.version, what=str(found.folder), detail={"source": found.source})
+
+    def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
+        """A running server; raises ServerError, NotReadyError or PlaceError."""
+        from pgsandbox.engines import binaries
+
+        account = _unprivileged()
+        found = binaries.Binaries(Path(choice.what), choice.version, choice.detail["source"])
+        folder = found.folder if account is None else binaries.enterable(found, account.pw_uid, account.pw_gid)
+        data = places.data_folder(order.token) if account else order.folder / "data"
+        data = _short_enough(data, order.token)
+        spec = {
+            "engine": self.name,
+            "binaries": str(folder),
+            "major": found.major,
+            "data": str(data),
+            "flags": order.flags,
+            "timeout": order.timeout,
+            "account": account.pw_name if account else None,
+            "seed": order.seed,
+        }
+        handle = supervised.start_for(order, spec)
+        try:
+            ready = handle.wait_for("ready", timeout=order.timeout, on=progress)
+        finally:
+            handle.detach()
+        return Running(
+            engine=self.name,
+            token=order.token,
+            folder=str(order.folder),
+            version=choice.version,
+            what=choice.what,
+            host="127.0.0.1",
+            port=ready["port"],
+            socket=str(data),
+        )
+
+    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
+        """The data folder of `running`, its server stopped cleanly."""
+        supervised.bake(Path(running.folder), timeout=timeout)
+        return {"data": running.socket}
+
+    def logs(self, running: Running, lines: int) -> str:
+        """The last `lines` lines of the server's log."""
+        return _tail(Path(running.folder) / _LOG, lines)
+
+
+class LocalWard:
+    """One postgres and its data folder, as its supervisor looks after them."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._binaries = Path(spec["binaries"])
+        self._major: int = spec["major"]
+        self._folder = Path(spec["folder"])
+        self._data = Path(spec["data"])
+        self._flags: dict[str, str] = spec["flags"]
+        self._account = pwd.getpwnam(spec["account"]) if spec["account"] else None
+        self._deadline = time.monotonic() + spec["timeout"]
+        self._seed: dict[str, Any] | None = spec["seed"]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_baked = False
+        self._port = 0
+
+    def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
+        """Make the cluster and start the server; reports `ready` with its port."""
+        self._make_folder()
+        if self._seed is None:
+            report({"event": "making the cluster"})
+            self._initdb()
+        else:
+            report({"event": "copying the cluster"})
+            self._run([*_COPY, f"{self._seed['data']}/.", str(self._data)])
+        self._write_access()
+        report({"event": "starting PostgreSQL"})
+        self._launch()
+        report({"event": "ready", "port": self._port})
+
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._is_baked or (self._process is not None and self._process.poll() is None)
+
+    def bake(self) -> None:
+        """Stop the server so that its data folder can be copied; the folder stays until `remove`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)  # fast shutdown: manual, chapter 18.5
+        self._is_baked = True
+        try:
+            code = self._process.wait(max(1.0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise NotReadyError("PostgreSQL did not stop in time", hint="raise the setting timeout") from None
+        if code != 0:
+            raise _failed("PostgreSQL did not stop cleanly", _tail(self._folder / _LOG, 8), self._data)
+
+    def connected(self) -> bool:
+        """Whether the kernel knows an established connection to the server, over TCP or its unix socket."""
+        if sys.platform.startswith("linux"):
+            return _established_tcp(self._port) or _established_unix(f"{self._data}/.s.PGSQL.{self._port}")
+        return _backends(self._process.pid if self._process else 0)
+
+    def remove(self) -> None:
+        """End the server at once (nothing in it is worth saving) and remove its data."""
+        if self._process is not None:
+            _end(self._process)
+        else:
+            _end_leftover(self._data)
+        shutil.rmtree(self._data, ignore_errors=True)
+
+    def _make_folder(self) -> None:
+        try:
+            self._data.mkdir(mode=0o700)
+            self._data.chmod(0o700)
+            if self._account:
+                os.chown(self._data, self._account.pw_uid, self._account.pw_gid)
+        except OSError as problem:
+            raise places.unusable(self._data, problem) from problem
+
+    def _initdb(self) -> None:
+        command = [
+            str(self._binaries / "initdb"),
+            f"--pgdata={self._data}",
+            "--username=postgres",
+            "--encoding=UTF8",
+            f"--locale={_locale()}",
+            "--auth-local=peer",
+            "--auth-host=scram-sha-256",
+            "--no-sync",
+            "--no-instructions",
+            *(["--no-data-checksums"] if self._major >= 18 else []),
+        ]
+        self._run(command)
+
+    def _run(self, command: list[str]) -> None:
+        """Run a program as the server's user, to its end; raises ServerError with its last lines."""
+        program = Path(command[0]).name
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=self._environment(),
+                cwd=self._data,
+                timeout=max(0.1, self._deadline - time.monotonic()),
+                preexec_fn=self._become(signal.SIGKILL),  # noqa: PLW1509 -- the supervisor has one thread
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise NotReadyError(f"{program} was not done in time", hint="raise the setting timeout") from None
+        except OSError as problem:
+            raise ServerError(f"{program} can't be run", why=f"{command[0]}: {problem.strerror}") from problem
+        if done.returncode != 0:
+            raise _failed(f"{program} failed", _last(done.stdout, 8), self._data)
+
+    def _write_access(self) -> None:
+        """Who may connect: the superuser by the kernel's word on its user, everybody else with a password."""
+        users = {"root", pwd.getpwuid(os.geteuid()).pw_name} | ({self._account.pw_name} if self._account else set())
+        (self._data / "pg_ident.conf").write_text(
+            "".join(f'pgsandbox "{user}" postgres\n' for user in sorted(users)), encoding="utf-8"
+        )
+        (self._data / "pg_hba.conf").write_text(
+            "local all postgres peer map=pgsandbox\n"
+            "local all all scram-sha-256\n"
+            "host all all 127.0.0.1/32 scram-sha-256\n"
+            "host all all ::1/128 scram-sha-256\n",
+            encoding="utf-8",
+        )
+
+    def _launch(self) -> None:
+        for _ in range(_PORT_ATTEMPTS):
+            self._port = _free_port()
+            log = _open_log(self._folder / _LOG)
+            try:
+                self._process = subprocess.Popen(
+                    self._command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(),
+                    cwd=self._data,
+                    process_group=0,
+                    preexec_fn=self._become(signal.SIGQUIT),  # noqa: PLW1509 -- the supervisor has one thread
+                )
+            finally:
+                os.close(log)
+            if self._is_ready():
+                return
+            tail = _tail(self._folder / _LOG, 20)
+            if "Address already in use" not in tail:
+                raise _failed("PostgreSQL ended while it was starting", _last(tail, 8), self._data)
+        raise ServerError("no free port was found", looked_at=(f"{_PORTS.start} to {_PORTS.stop - 1}",))
+
+    def _command(self) -> list[str]:
+        flags = {
+            **self._flags,
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": str(self._data),
+            "unix_socket_permissions": "0700" if self._account is None else "0777",  # the folder is 0700
+            "dynamic_shared_memory_type": "mmap",  # in the data folder, so that it goes with it
+        }
+        command = [str(self._binaries / "postgres"), "-D", str(self._data)]
+        for name, value in flags.items():
+            if name == "client_connection_check_interval" and not sys.platform.startswith("linux"):
+                continue  # manual, chapter 19.3: only where the kernel can tell
+            command += ["-c", f"{name}={value}"]
+        return command
+
+    def _is_ready(self) -> bool:
+        """Wait for the word `ready` in postmaster.pid (its eighth line); False if the server ended before."""
+        assert self._process is not None
+        while time.monotonic() < self._deadline:
+            if self._process.poll() is not None:
+                return False
+            with contextlib.suppress(OSError, IndexError):
+                lines = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+                if lines[7].strip() == "ready":
+                    return True
+            time.sleep(0.003)
+        raise NotReadyError(
+            "PostgreSQL was not ready in time",
+            why=_last(_tail(self._folder / _LOG, 8), 8),
+            hint="raise the setting timeout",
+        )
+
+    def _environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PG") and k != "LC_ALL"}
+        return kept | {"LC_MESSAGES": "C", "HOME": str(self._data)}
+
+    def _become(self, on_death: signal.Signals) -> Callable[[], None]:
+        """What a child does before it runs postgres: drop root, and ask the kernel to end it with its supervisor."""
+        account = self._account
+        libc = _libc()
+
+        def before_exec() -> None:
+            os.umask(0o077)
+            if account is not None:
+                os.setgroups([])
+                os.setgid(account.pw_gid)
+                os.setuid(account.pw_uid)
+            if libc is not None:
+                libc.prctl(1, int(on_death))  # PR_SET_PDEATHSIG
+
+        return before_exec
+
+
+def _unprivileged() -> pwd.struct_passwd | None:
+    """The account that postgres runs as where we are root, which it refuses to be; None elsewhere."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise EngineError(
+        "local: postgres refuses to run as root, and there is no account to run it as",
+        looked_at=("the accounts postgres and nobody",),
+        hint="create one with `useradd --system postgres`, or run as another user",
+    )
+
+
+def _short_enough(data: Path, token: str) -> Path:
+    """`data`, or a folder with a shorter path if a socket in it would be too long for the kernel."""
+    for folder in (data, places.data_folder(token), Path("/tmp") / f"pgsandbox-{token}"):  # noqa: S108 -- made 0700
+        if len(os.fsencode(folder / ".s.PGSQL.00000.lock")) <= _SOCKET_PATH_MAX:
+            return folder
+    raise AssertionError("the last candidate is short")
+
+
+def _locale() -> str:
+    """C.UTF-8 where the C library has it: the same order of texts everywhere, and letters beyond ASCII."""
+    import locale
+
+    before = locale.setlocale(locale.LC_CTYPE)
+    for name in ("C.UTF-8", "en_US.UTF-8"):
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            locale.setlocale(locale.LC_CTYPE, before)
+            return name
+    return "C"
+
+
+def _free_port() -> int:
+    """A port that nobody listens on just now; should somebody be faster, the next is tried."""
+    for port in random.sample(_PORTS, 50):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerError("no free port was found", looked_at=(f"50 ports from {_PORTS.start} to {_PORTS.stop - 1}",))
+
+
+def _libc() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGQUIT)  # immediate shutdown: manual, chapter 18.5
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(3)
+
+
+def _end_leftover(data: Path) -> None:
+    """End the server that an earlier supervisor left in `data`, if its own pid file proves that it is that one."""
+    try:
+        lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        pid, folder = int(lines[0]), lines[1]
+    except (OSError, ValueError, IndexError):
+        return
+    if Path(folder) != data or not _works_in(pid, data):
+        return
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGQUIT)
+    deadline = time.monotonic() + 3
+    while _works_in(pid, data) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if _works_in(pid, data):
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _works_in(pid: int, data: Path) -> bool:
+    """Whether the process `pid` has `data` as its working folder, as a postmaster has; pids are reused."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink() == data
+        return False
+    said = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)  # noqa: S607
+    return str(data) in said.stdout
+
+
+def _established_tcp(port: int) -> bool:
+    ours = f":{port:04X}"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), Path(table).open(encoding="ascii") as lines:
+            for line in lines:
+                _, local, _, state, *_ = line.split()
+                if state == "01" and local.endswith(ours):
+                    return True
+    return False
+
+
+def _established_unix(path: str) -> bool:
+    """Accepted connections carry the path of the socket that they came in through, in state 03 (connected)."""
+    with contextlib.suppress(OSError), Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as lines:
+        return any(line.endswith(f" {path}\n") and line.split()[5] == "03" for line in lines)
+    return False
+
+
+def _backends(postmaster: int) -> bool:
+    """Whether the postmaster has a child that serves a client; its title names user, database and peer."""
+    said = subprocess.run(["ps", "-A", "-o", "ppid=,command="], capture_output=True, text=True, check=False)  # noqa: S607
+    children = (line.split(None, 1) for line in said.stdout.splitlines())
+    return any(
+        len(child) == 2 and child[0] == str(postmaster) and ("[local]" in child[1] or "127.0.0.1(" in child[1])
+        for child in children
+    )
+
+
+def _open_log(file: Path) -> int:
+    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _tail(file: Path, lines: int) -> str:
+    try:
+        return _last(file.read_text(encoding="utf-8", errors="replace"), lines)
+    except FileNotFoundError:
+        return ""
+
+
+def _last(text: str, lines: int) -> str:
+    return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def _failed(message: str, log: str, data: Path) -> ServerError:
+    if "No space left on device" in log:
+        return ServerError(
+            message,
+            why=f"no space is left on the file system of {data.parent}",
+            hint="free some space there; `pgsandbox ls` shows what of ours runs",
+        )
+    return ServerError(message, why=log, hint="look at the setting options if the log complains of a parameter")

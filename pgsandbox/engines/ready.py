@@ -1,0 +1,57 @@
+"""Whether a server answers: a real query against a deadline, given up as soon as the server is known to be dead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psycopg
+from psycopg import sql
+
+from pgsandbox import scram
+from pgsandbox.errors import NotReadyError, PgsandboxError
+
+_PAUSE = 0.02
+
+
+def wait_and_rekey(
+    *,
+    host: str,
+    port: int,
+    user: str,
+    password: str,
+    timeout: float,
+    died: Callable[[], PgsandboxError | None],
+    last_words: Callable[[], str],
+) -> tuple[str, str]:
+    """Wait until `user` can run a query, then give it a password that only we know; that, and the version (`15.18`).
+
+    Raises what `died` returns as soon as that is an error, NotReadyError with the last reason after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    reason = "it was never asked"
+    while time.monotonic() < deadline:
+        try:
+            with psycopg.connect(
+                host=host, port=port, user=user, password=password, dbname="postgres", connect_timeout=2, autocommit=True
+            ) as connection:
+                fresh = scram.new_password()
+                alter = sql.SQL("ALTER ROLE {} PASSWORD {}")
+                connection.execute(alter.format(sql.Identifier(user), sql.Literal(scram.verifier(fresh))))
+                return fresh, short_version(connection.info.server_version)
+        except psycopg.Error as problem:
+            reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        if (error := died()) is not None:
+            raise error
+        time.sleep(_PAUSE)
+    raise NotReadyError(
+        f"PostgreSQL was not ready within {timeout:g}s",
+        why="\n".join(filter(None, [reason, last_words()])),
+        looked_at=(f"{host}:{port}",),
+        hint="raise the setting timeout on a slow machine",
+    )
+
+
+def short_version(number: int) -> str:
+    """`150018` as `15.18` (libpq manual, PQserverVersion)."""
+    return f"{number // 10000}.{number % 10000}"

@@ -1,0 +1,58 @@
+"""Reset by clone: the database is dropped and made anew, under the same name, from its baseline."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from pgsandbox.server import limit_with_ours
+
+if TYPE_CHECKING:
+    from pgsandbox.server import Server
+    from pgsandbox.template import Facts
+
+
+class CloneIsolation:
+    """One database that is a clone of its baseline, and can be made so again."""
+
+    def __init__(self, server: Server, name: str, *, template: str, facts: Facts, budget: int) -> None:
+        self.baseline = template
+        self._server = server
+        self._name = name
+        self._facts = facts
+        self._budget = budget
+        self._numbers = itertools.count(1)
+
+    def create(self) -> None:
+        """Make the database for the first time."""
+        self._clone(self.baseline)
+
+    def reset(self) -> None:
+        """Make it anew from its baseline. Whoever was connected is cut off."""
+        self.restore(self.baseline)
+
+    def snapshot(self) -> str:
+        """A copy of the database as it is now. Whoever was connected is cut off: a copy needs it quiet."""
+        name = f"{self._name}_at_{next(self._numbers)}"
+        self._server.disconnect(self._name)
+        self._server.drop_database(name)
+        self._server.create_database(name, template=self._name)
+        self._server.allow_connections(name, False)
+        return name
+
+    def restore(self, snapshot: str) -> None:
+        """Make it anew from `snapshot`."""
+        self._server.drop_database(self._name)
+        self._clone(snapshot)
+
+    def forget(self, snapshot: str) -> None:
+        """Drop the copy `snapshot`."""
+        self._server.drop_database(snapshot)
+
+    def drop(self) -> None:
+        """Drop the database itself."""
+        self._server.drop_database(self._name)
+
+    def _clone(self, source: str) -> None:
+        self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))
+        self._facts.apply(self._server, self._name)

@@ -1,0 +1,124 @@
+"""Where pgsandbox keeps things on this machine, and that those folders are ours alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+from pgsandbox.errors import PlaceError
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- a tmpfs, cleared at boot; what we make there is checked to be ours
+_ROOM_FOR_A_SERVER = 512 << 20
+
+
+def runtime_root() -> Path:
+    """The folder for leases, locks and records of this user on this machine: 0700, on tmpfs where there is one.
+
+    `_PGSANDBOX_ROOT` in the environment moves it (our own tests do). Raises PlaceError when it is not ours.
+    """
+    override = os.environ.get("_PGSANDBOX_ROOT")
+    if override:
+        return private(Path(override))
+    parent = _SHARED_MEMORY if _is_usable(_SHARED_MEMORY) else Path(tempfile.gettempdir())
+    return private(parent / f"pgsandbox-{_user()}")
+
+
+def data_folder(token: str) -> Path:
+    """Where the data of the server `token` goes: tmpfs if it has room for one, else the disk's temporary folder.
+
+    It is not below `runtime_root`, since the user that postgres runs as may not enter that. Not created here.
+    """
+    roomy = _is_usable(_SHARED_MEMORY) and _free(_SHARED_MEMORY) >= _ROOM_FOR_A_SERVER
+    parent = _SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
+    return parent / f"pgsandbox-data-{token}"
+
+
+def cache_root() -> Path:
+    """The folder for what is kept between runs. For root it is one that an unprivileged user can enter."""
+    override = os.environ.get("_PGSANDBOX_CACHE")
+    if override:
+        return Path(override)
+    import platformdirs
+
+    if _user() == 0:
+        return Path(platformdirs.site_cache_dir("pgsandbox"))
+    return Path(platformdirs.user_cache_dir("pgsandbox"))
+
+
+def home_id() -> str:
+    """What tells this user's `runtime_root`, on this boot of this machine, from all others; made when first asked."""
+    file = runtime_root() / "id"
+    if not file.exists():
+        fresh = file.with_name(f"id.{new_token()}")
+        fresh.write_text(secrets.token_hex(16), encoding="ascii")
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, file)  # the first one counts, whoever that is
+        fresh.unlink()
+    return file.read_text(encoding="ascii")
+
+
+def private(folder: Path) -> Path:
+    """`folder`, made if need be, with mode 0700 whatever the umask is.
+
+    Raises PlaceError when it can't be made, is a link, belongs to somebody else, or is open to others.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        pass
+    except OSError as problem:
+        raise unusable(folder, problem) from problem
+    else:
+        folder.chmod(0o700)
+    found = folder.lstat()
+    if sys.platform == "win32":  # no owner or mode to speak of
+        return folder
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise PlaceError(
+            f"the folder {folder} can't be trusted",
+            why="it is a link, belongs to another user, or others may enter it",
+            hint=f"look at it with `ls -ld {folder}`, and remove it if it is not in use",
+        )
+    return folder
+
+
+def unusable(folder: Path, problem: OSError) -> PlaceError:
+    """The error for a folder that the operating system refuses, in words."""
+    reasons = {
+        errno.ENOSPC: ("no space is left there", "free some space, or remove what `pgsandbox ls` shows with `down`"),
+        errno.EROFS: ("the file system is read-only", "mount it writable, or set XDG_CACHE_HOME to a writable folder"),
+        errno.EACCES: ("permission denied", "make it writable, or set XDG_CACHE_HOME to a writable folder"),
+    }
+    why, hint = reasons.get(problem.errno or 0, (problem.strerror or str(problem), None))
+    return PlaceError(f"{folder} can't be written", why=why, hint=hint)
+
+
+def new_token() -> str:
+    """Twelve random hexadecimal digits: a name that nobody can plant a file under."""
+    return secrets.token_hex(6)
+
+
+def digest(*parts: str) -> str:
+    """Twelve hexadecimal digits that stand for `parts`."""
+    import hashlib
+
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def _is_usable(folder: Path) -> bool:
+    return sys.platform.startswith("linux") and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,101 @@
+"""A run's folder: what its processes agree on (who starts what, what was started, what failed)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pgsandbox import lease, places
+from pgsandbox.errors import NotReadyError, PgsandboxError
+
+
+class Run:
+    """This process's part in the run `id`: a lease on the run's folder, until `leave` or death."""
+
+    def __init__(self, id_: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", id_):
+            raise ValueError(f"not a run id: {id_!r}")
+        self.id = id_
+        self.folder = folder_of(id_)
+        self._lease = lease.hold(self.folder)
+
+    def leave(self) -> None:
+        """Give up this process's hold; the folder goes with the last one."""
+        self._lease.release()
+        if not any((self.folder / "servers").glob("*")):
+            lease.remove_if_dead(self.folder)
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, timeout: float) -> Iterator[None]:
+        """Hold the run's lock `name`. The kernel frees it when its holder dies, so that another takes over.
+
+        Raises NotReadyError, naming the lock, after `timeout` seconds.
+        """
+        import filelock
+
+        try:
+            with filelock.FileLock(self.folder / f"{name}.lock", timeout=timeout, poll_interval=0.02):
+                yield
+        except filelock.Timeout:
+            raise NotReadyError(
+                f"waited {timeout:g}s for another process of this run that is working on: {name}",
+                why="it is alive, but has not finished",
+                hint="raise the setting timeout if the work is known to take longer",
+            ) from None
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The record `name`, or None; raises the error that stands there instead of it."""
+        record = read_record(self.folder / f"{name}.json")
+        if record is not None and "error" in record:
+            raise PgsandboxError.from_record(record["error"])
+        return record
+
+    def write(self, name: str, record: dict[str, Any]) -> None:
+        """Set the record `name` for all processes of the run, whole or not at all."""
+        write_record(self.folder / f"{name}.json", record)
+
+    def fail(self, name: str, error: PgsandboxError) -> None:
+        """Have every process of the run raise `error` instead of trying `name` again."""
+        self.write(name, {"error": error.to_record()})
+
+    def forget(self, name: str) -> None:
+        """Remove the record `name`."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
+
+def folder_of(id_: str) -> Path:
+    """The folder of the run `id_`, whether or not it exists."""
+    return all_runs() / id_
+
+
+def all_runs() -> Path:
+    """The folder of all runs of this user."""
+    return places.private(places.runtime_root() / "runs")
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """The JSON object in `file`, or None if there is no such file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    record: dict[str, Any] = json.loads(text)
+    return record
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    """Write `record` to `file`, mode 0600, so that a reader sees all of it or the one before."""
+    fresh = file.with_name(f"{file.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(record, stream)
+        fresh.replace(file)
+    except OSError as problem:
+        raise places.unusable(file.parent, problem) from problem

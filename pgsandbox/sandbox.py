@@ -1,0 +1,316 @@
+"""Sandbox: settings in, databases out. It finds an engine, starts or joins the run's server, and hands out clones."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pgsandbox import engines, lease, places, scram, sources, steps, template, tuning
+from pgsandbox.database import Address, Database
+from pgsandbox.engines import Choice, Order, Progress, Running, supervised
+from pgsandbox.errors import PgsandboxError, ServerError, UsageError
+from pgsandbox.isolation.clone import CloneIsolation
+from pgsandbox.run import Run
+from pgsandbox.server import Server
+from pgsandbox.settings import Settings
+
+_END_TIMEOUT = 5.0
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+class Sandbox:
+    """A real PostgreSQL for as long as the block lasts:
+
+        with Sandbox(version=18, init=["schema.sql"]) as sandbox:
+            url = sandbox.database("main").url
+
+    `settings` default to those of the project at `root`, as pytest would see them; keywords override them. Several
+    processes that name the same `run` share its server and template; each gives itself a `worker` name, and
+    `workers` says how many of them the server must have room for.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        root: Path | None = None,
+        run: str | None = None,
+        worker: str = "main",
+        workers: int = 1,
+        progress: Progress = _silent,
+        grant: float = 0.0,
+        **overrides: Any,
+    ) -> None:
+        self.root = root or sources.find_root(Path.cwd())
+        if overrides or settings is None:
+            settings = sources.load(cli=overrides, cli_name="{name}", root=self.root) if settings is None else (
+                dataclasses.replace(settings, **overrides)
+            )
+        self.settings = settings
+        self.worker = worker
+        self.workers = workers
+        self._run_id = run or f"py-{places.new_token()}"
+        self._progress = progress
+        self._grant = grant
+        self._run: Run | None = None
+        self._choice: Choice | None = None
+        self._server: Server | None = None
+        self._facts = template.Facts()
+        self._own_lease: lease.Lease | None = None
+        self._databases: dict[str, tuple[Database, CloneIsolation]] = {}
+        self._fresh = 0
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # What is chosen --------------------------------------------------------------------------------------------------
+
+    @property
+    def choice(self) -> Choice:
+        """The engine that serves and why; made once for all processes of the run. Raises EngineError."""
+        if self._choice is None:
+            run = self._join()
+            with run.lock("choice", timeout=self._patience):
+                record = run.read("choice")
+                if record is None:
+                    try:
+                        choice = engines.choose(self.settings, self._progress)
+                    except PgsandboxError as problem:
+                        run.fail("choice", problem)
+                        raise
+                    record = dataclasses.asdict(choice)
+                    run.write("choice", record)
+            self._choice = Choice(**record)
+        return self._choice
+
+    @property
+    def scope(self) -> str:
+        """`session` or `worker`, what `auto` comes to here. Raises UsageError where it can't be had."""
+        engine, asked = self.choice.engine, self.settings.scope
+        if engine == "external":
+            if asked == "worker":
+                raise UsageError("scope = worker needs servers of our own", why="url names a single server", hint="leave scope out")
+            return "session"
+        if asked != "auto":
+            return asked
+        return "worker" if engine == "local" or self.settings.superuser else "session"
+
+    @property
+    def budget(self) -> int:
+        """How many connections each worker may open: the setting, or what an external server has room for."""
+        if self.choice.engine != "external":
+            return self.settings.connections
+        free = int(self.choice.detail["available"])
+        budget = tuning.fitting_budget(workers=self.workers, budget=self.settings.connections, available=free)
+        if budget < 1:
+            raise ServerError(
+                f"the server behind url has room for {free} more connections, too few for {self.workers} workers",
+                hint="raise its max_connections, or use fewer workers",
+            )
+        return budget
+
+    # Start and end ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> Server:
+        """The server, started or joined, its template built. Raises PgsandboxError, in every process the same."""
+        if self._server is None:
+            steps.checked(self.settings.init, self.root)
+            run = self._join()
+            if self.scope == "session" or self.workers == 1:
+                self._server = self._shared_server(run)
+            else:
+                self._server = self._own_server(run)
+        return self._server
+
+    @property
+    def server(self) -> Server:
+        """The server of this worker. Raises PgsandboxError when it can't be started."""
+        return self.start()
+
+    def close(self) -> None:
+        """Give up what is held. A server that nobody else holds ends soon after; `stop` does not wait for that."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._own_lease is not None:
+            self._own_lease.release()
+            self._own_lease = None
+        if self._run is not None:
+            self._run.leave()
+            self._run = None
+
+    def stop(self) -> list[str]:
+        """End every server of the run now, and close; what could not be ended, in words."""
+        trouble: list[str] = []
+        run = self._join()
+        for folder in (run.folder / "servers").glob("*"):
+            if not supervised.end(folder, timeout=_END_TIMEOUT):
+                trouble.append(f"the server {folder.name} did not end within {_END_TIMEOUT:g}s")
+        self.close()
+        return trouble
+
+    # Databases -------------------------------------------------------------------------------------------------------
+
+    def database(self, name: str | None = None) -> Database:
+        """The database of the worker `name` (this one's), a clone of the template, made when first asked for.
+
+        `name` has letters, digits and underscores, and 40 characters at most. Raises PgsandboxError.
+        """
+        worker = self.worker if name is None else name
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", worker):
+            raise UsageError(
+                f"{worker!r} can't name a database", hint="use up to 40 letters, digits and underscores"
+            )
+        if worker not in self._databases:
+            self._databases[worker] = self._make(self.server.names.database(worker))
+        return self._databases[worker][0]
+
+    def fresh(self) -> Database:
+        """One more database, fresh from the template; `drop` it when it is no longer needed."""
+        self._fresh += 1
+        worker = f"{self.worker}_{self._fresh}"
+        self._databases[worker] = self._make(self.server.names.database(worker))
+        return self._databases[worker][0]
+
+    def drop(self, database: Database) -> None:
+        """Drop a database that `fresh` gave, and its role."""
+        for worker, (known, isolation) in list(self._databases.items()):
+            if known is database:
+                del self._databases[worker]
+                isolation.drop()
+                self.server.drop_role(database.name)
+
+    def limit(self, database: Database, budget: int | None) -> None:
+        """Lower the budget of `database` to `budget` connections, or with None set it back."""
+        if budget is not None and budget > self.budget:
+            raise UsageError(
+                f"connections={budget} would raise the budget of {self.budget}", hint="a marker may only lower it"
+            )
+        self.server.limit_login(database.name, self.budget if budget is None else budget)
+
+    def _make(self, name: str) -> tuple[Database, CloneIsolation]:
+        server = self.server
+        isolation = CloneIsolation(
+            server, name, template=server.names.template, facts=self._facts, budget=self.budget
+        )
+        password = scram.new_password()
+        if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
+            server.drop_database(name)
+        server.drop_role(name)
+        server.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
+        self._facts.apply_to_login(server, name)
+        isolation.create()
+        return Database(Address(server.host, server.port, name, password, name), isolation), isolation
+
+    # Servers ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for another process of the run: it may itself wait for a start and for every step."""
+        return self.settings.timeout * (2 + len(self.settings.init)) + 600
+
+    def _join(self) -> Run:
+        if self._run is None:
+            self._run = Run(self._run_id)
+        return self._run
+
+    def _shared_server(self, run: Run) -> Server:
+        """The run's one server: whoever comes first starts it and builds the template, the others wait for that."""
+        with run.lock("server", timeout=self._patience):
+            record = run.read("server")
+            if record is not None:
+                server = Server(Running.from_record(record["running"]))
+                self._facts = template.Facts.from_record(record["facts"])
+                return server
+            try:
+                server = self._launch(run, held_by=run.folder, workers=self.workers, grant=self._grant)
+                self._facts = self._build(server)
+            except PgsandboxError as problem:
+                run.fail("server", problem)
+                raise
+            self._finish(server)
+            run.write("server", {"running": server.running.to_record(), "facts": self._facts.to_record()})
+            return server
+
+    def _own_server(self, run: Run) -> Server:
+        """A server of this worker's own, started from the run's seed, in which the template stands ready."""
+        with run.lock("seed", timeout=self._patience):
+            record = run.read("seed")
+            if record is None:
+                try:
+                    record = self._make_seed(run)
+                except PgsandboxError as problem:
+                    run.fail("seed", problem)
+                    raise
+                run.write("seed", record)
+        self._facts = template.Facts.from_record(record["facts"])
+        server = self._launch(run, held_by=None, workers=1, seed=record["seed"])
+        self._finish(server)
+        return server
+
+    def _make_seed(self, run: Run) -> dict[str, Any]:
+        server = self._launch(run, held_by=run.folder, workers=1, for_seed=True)
+        try:
+            facts = self._build(server)
+        finally:
+            server.close()
+        seed = engines.named(server.engine).bake(server.running, timeout=self.settings.timeout)
+        return {"seed": seed, "facts": facts.to_record()}
+
+    def _launch(
+        self,
+        run: Run,
+        *,
+        held_by: Path | None,
+        workers: int,
+        seed: str | None = None,
+        for_seed: bool = False,
+        grant: float = 0.0,
+    ) -> Server:
+        token = places.new_token()
+        places.private(run.folder / "servers")
+        folder = places.private(run.folder / "servers" / token)
+        if held_by is None:
+            self._own_lease = lease.hold(folder)
+        order = Order(
+            token=token,
+            folder=folder,
+            run=run.id,
+            flags=tuning.flags(self.settings, workers=workers),
+            timeout=self.settings.timeout,
+            lease=held_by or folder,
+            seed=seed,
+            for_seed=for_seed,
+            grant=grant,
+        )
+        running = engines.named(self.choice.engine).start(self.choice, order, self._progress)
+        server = Server(running)
+        server.admin  # noqa: B018 -- connects: from here on the connection is a lease, too
+        return server
+
+    def _build(self, server: Server) -> template.Facts:
+        return template.build(server, self.settings, self.root, self._progress)
+
+    def _finish(self, server: Server) -> None:
+        """Roles belong to the whole server: only where it is one worker's own may that worker make some."""
+        if server.is_ours:
+            server.allow_roles(self.scope == "worker" or self.workers == 1)

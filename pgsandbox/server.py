@@ -1,0 +1,267 @@
+"""A running server, seen through its admin connection: roles, databases, clones, and who is connected."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from pgsandbox import scram, tuning
+from pgsandbox.engines import Running
+from pgsandbox.errors import NotReadyError, ServerError
+
+_CONNECT_TIMEOUT = 10
+
+
+@dataclass(frozen=True)
+class Names:
+    """What things of ours are called in a server: plain in our own, with the run's token in somebody else's."""
+
+    prefix: str = "pgsandbox"
+
+    @property
+    def owner(self) -> str:
+        """The NOLOGIN role that owns the template, its clones and all in them."""
+        return f"{self.prefix}_owner"
+
+    @property
+    def builder(self) -> str:
+        """The LOGIN role that init steps connect as; it acts as the owner."""
+        return f"{self.prefix}_builder"
+
+    @property
+    def template(self) -> str:
+        """The template database."""
+        return f"{self.prefix}_template"
+
+    def database(self, worker: str) -> str:
+        """The database, and LOGIN role, of `worker`."""
+        return f"{self.prefix}_{worker}"
+
+
+class Server:
+    """One running server and one admin connection to it, which is a lease on its life, too.
+
+    Not thread-safe. `close` gives up the connection, not the server.
+    """
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.names = Names() if running.engine != "external" else Names(f"pgsandbox_{running.token}")
+        self._admin: psycopg.Connection[tuple[Any, ...]] | None = None
+
+    @property
+    def host(self) -> str:
+        """The address that applications connect to."""
+        return self.running.host
+
+    @property
+    def port(self) -> int:
+        """Its TCP port."""
+        return self.running.port
+
+    @property
+    def version(self) -> str:
+        """PostgreSQL's version, such as `15.18`."""
+        return self.running.version
+
+    @property
+    def version_num(self) -> int:
+        """PostgreSQL's version as a number, such as 150018."""
+        return self.admin.info.server_version
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it: docker, local or external."""
+        return self.running.engine
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether pgsandbox started it, and may therefore change what belongs to the whole server."""
+        return self.running.engine != "external"
+
+    def admin_conninfo(self, database: str = "postgres") -> str:
+        """How to connect to `database` as the superuser (libpq connection string; holds the password)."""
+        running = self.running
+        if running.engine == "external":
+            return psycopg.conninfo.make_conninfo(running.detail["url"], dbname=database)
+        parts: dict[str, Any] = {"user": running.user, "port": running.port, "dbname": database}
+        parts |= {"host": running.socket} if running.socket else {"host": running.host, "password": running.password}
+        return psycopg.conninfo.make_conninfo("", **parts)
+
+    @property
+    def admin(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """The admin connection, opened when first needed and again if it was lost; autocommit."""
+        if self._admin is None or self._admin.closed or self._admin.broken:
+            self._admin = self.connect_admin(self.running.detail.get("maintenance", "postgres"))
+        return self._admin
+
+    def connect_admin(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
+        """A further admin connection, to `database`; the caller closes it. Raises ServerError."""
+        try:
+            return psycopg.connect(
+                self.admin_conninfo(database),
+                autocommit=True,
+                connect_timeout=_CONNECT_TIMEOUT,
+                application_name="pgsandbox",
+                prepare_threshold=None,
+                keepalives_idle=30,
+            )
+        except psycopg.OperationalError as problem:
+            raise ServerError(
+                f"the {self.engine} server at {self.host}:{self.port} does not answer",
+                why=_first_line(problem),
+                hint="if it was stopped on purpose, run again; otherwise look at its log with `pgsandbox logs`",
+            ) from problem
+
+    def close(self) -> None:
+        """Close the admin connection."""
+        if self._admin is not None:
+            self._admin.close()
+
+    def execute(self, query: LiteralString | sql.Composed, params: Iterable[Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run one statement as the superuser; its rows, if it has any. Raises ServerError."""
+        try:
+            cursor = self.admin.execute(query, None if params is None else list(params))
+            return cursor.fetchall() if cursor.description else []
+        except psycopg.errors.DiskFull as problem:
+            raise disk_full(self, problem) from problem
+        except psycopg.Error as problem:
+            raise ServerError("the server refused", why=_first_line(problem)) from problem
+
+    # Roles -----------------------------------------------------------------------------------------------------------
+
+    def make_owner(self) -> None:
+        """Make the role that owns everything and that all others act as (manual, chapter 22.3)."""
+        owner = sql.Identifier(self.names.owner)
+        self.execute(sql.SQL("CREATE ROLE {} NOLOGIN CREATEDB").format(owner))
+        self._join_role(self.names.owner)
+        if self.is_ours and self.version_num >= 160000:
+            self.execute(sql.SQL("ALTER ROLE {} SET createrole_self_grant = 'set, inherit'").format(owner))
+
+    def allow_roles(self, allowed: bool) -> None:
+        """Whether the owner may create roles; only ever asked of servers of our own."""
+        word = sql.SQL("CREATEROLE" if allowed else "NOCREATEROLE")
+        self.execute(sql.SQL("ALTER ROLE {} {}").format(sql.Identifier(self.names.owner), word))
+
+    def make_login(self, name: str, *, password: str, budget: int, superuser: bool = False) -> None:
+        """Make the LOGIN role `name`, which acts as the owner and may open `budget` connections.
+
+        `SET role` on the role itself survives RESET ALL and DISCARD ALL, and limits still count the login role.
+        """
+        role = sql.Identifier(name)
+        kind = sql.SQL("SUPERUSER" if superuser else "")
+        create = "CREATE ROLE {} LOGIN CREATEDB {} PASSWORD {} CONNECTION LIMIT {} IN ROLE {}"
+        self.execute(
+            sql.SQL(create).format(
+                role, kind, sql.Literal(scram.verifier(password)), sql.Literal(budget), sql.Identifier(self.names.owner)
+            )
+        )
+        self._join_role(name)
+        if not superuser:
+            self.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(role, sql.Identifier(self.names.owner)))
+            if self.is_ours and self.version_num >= 160000:
+                self.execute(sql.SQL("ALTER ROLE {} SET createrole_self_grant = 'set, inherit'").format(role))
+
+    def _join_role(self, name: str) -> None:
+        """Where we are not superuser: what is made in the role's name, or ended, has to be ours to make and end."""
+        if not self._is_superuser():
+            self.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(name)))
+
+    def limit_login(self, name: str, budget: int) -> None:
+        """Let the role `name` open `budget` connections from now on."""
+        self.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(sql.Identifier(name), sql.Literal(budget)))
+
+    def drop_role(self, name: str) -> None:
+        """Drop the role `name`, and the rights that it was given, if it is there."""
+        if self.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]):
+            self.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+            self.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+    # Databases -------------------------------------------------------------------------------------------------------
+
+    def create_database(self, name: str, *, template: str | None = None, limit: int = -1) -> None:
+        """Make the database `name`, owned by the owner, that allows `limit` connections, as a copy of `template`.
+
+        A copy of files where the server is ours: it writes no WAL, so that a neighbour has none to wait for.
+        """
+        copy = sql.SQL("")
+        if template is not None:
+            copy = sql.SQL("TEMPLATE {}").format(sql.Identifier(template))
+            if self.is_ours and self.version_num >= 150000:
+                copy += sql.SQL(" STRATEGY file_copy")
+        self.execute(
+            sql.SQL("CREATE DATABASE {} OWNER {} CONNECTION LIMIT {} {}").format(
+                sql.Identifier(name), sql.Identifier(self.names.owner), sql.Literal(limit), copy
+            )
+        )
+        self.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+
+    def has_database(self, name: str) -> bool:
+        """Whether there is a database of that name."""
+        return bool(self.execute("SELECT FROM pg_database WHERE datname = %s", [name]))
+
+    def drop_database(self, name: str) -> None:
+        """Drop the database `name`, if it is there, ending whatever is connected to it."""
+        self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def rename_database(self, name: str, new: str) -> None:
+        """Rename a database that nobody is connected to."""
+        self.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(new)))
+
+    def allow_connections(self, name: str, allowed: bool) -> None:
+        """Whether anybody may connect to the database `name`."""
+        word = sql.SQL("true" if allowed else "false")
+        self.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format(sql.Identifier(name), word))
+
+    def disconnect(self, database: str, *, timeout: float = 5.0) -> int:
+        """End every connection to `database` and wait until they are gone; how many there were.
+
+        Raises NotReadyError, naming them, if some are still there after `timeout` seconds.
+        """
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+        ended = len(self.execute(end, [database]))
+        deadline = time.monotonic() + timeout
+        while left := self.execute("SELECT pid, state, query FROM pg_stat_activity WHERE datname = %s", [database]):
+            if time.monotonic() > deadline:
+                raise NotReadyError(
+                    f"{len(left)} connections to {database} did not end within {timeout:g}s",
+                    why="; ".join(f"pid {pid} is {state}: {query[:80]}" for pid, state, query in left),
+                )
+            time.sleep(0.002)
+        return ended
+
+    @contextlib.contextmanager
+    def inside(self, database: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """An admin connection to `database` for the length of the block."""
+        connection = self.connect_admin(database)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def _is_superuser(self) -> bool:
+        return self.admin.info.parameter_status("is_superuser") == "on"
+
+
+def disk_full(server: Server, problem: psycopg.Error) -> ServerError:
+    """The error for a server whose disk, or tmpfs, is full."""
+    return ServerError(
+        f"the {server.engine} server has no space left",
+        why=_first_line(problem),
+        hint="free some space; a container's data is on a tmpfs, that is in memory",
+    )
+
+
+def limit_with_ours(budget: int) -> int:
+    """The connections that a worker's database allows: its budget and what pgsandbox itself may need."""
+    return budget + tuning.OURS
+
+
+def _first_line(problem: BaseException) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

@@ -1,0 +1,215 @@
+"""Init steps: what a user may write to build the template, and how each kind is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, LiteralString, Protocol, cast
+
+from pgsandbox import command
+from pgsandbox.errors import PgsandboxError, TemplateError
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgsandbox.database import Database
+
+KINDS = "file.sql, dir/*.sql, python:module:function, command: a command line"
+
+
+class Step(Protocol):
+    """One thing to do to a database on its way to be the template."""
+
+    text: str
+    """The step as the user wrote it."""
+
+    def run(self, database: Database, context: Context) -> None:
+        """Do it; raises TemplateError with the step's own output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What steps are run with."""
+
+    root: Path
+    """The project's folder: relative paths start there, programs run there."""
+    environ: Mapping[str, str]
+    """The environment for programs, the database's variables in it."""
+    timeout: float
+    """Seconds that one step may take."""
+
+
+def parse(texts: Sequence[str], root: Path) -> list[Step]:
+    """The steps that `texts` name; raises TemplateError for one of no known kind or a file that is not there."""
+    return [step for text in texts for step in _parse_one(text, root)]
+
+
+def _parse_one(text: str, root: Path) -> list[Step]:
+    if text.startswith("command:"):
+        try:
+            words = command.split(text.removeprefix("command:"))
+        except ValueError as problem:
+            raise TemplateError(f"init step {text!r} can't be split into words", why=str(problem)) from None
+        if not words:
+            raise TemplateError(f"init step {text!r} names no program", hint="write `command: alembic upgrade head`")
+        return [CommandStep(text, tuple(words))]
+    if text.startswith("python:"):
+        match = re.fullmatch(r"python:\s*([\w.]+):(\w+)", text)
+        if match is None:
+            raise TemplateError(f"init step {text!r} is malformed", hint="write python:module:function")
+        return [PythonStep(text, match[1], match[2])]
+    if text.endswith(".sql"):
+        return _sql_steps(text, root)
+    raise TemplateError(f"init step {text!r} is of no known kind", hint=f"the kinds are {KINDS}")
+
+
+def _sql_steps(text: str, root: Path) -> list[Step]:
+    pattern = Path(text)
+    if "*" in text or "?" in text:
+        base, relative = (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
+        files = sorted(file for file in base.glob(str(relative)) if file.is_file())
+        if not files:
+            raise TemplateError(f"init step {text!r} matches no file", looked_at=(str(root),))
+        return [SqlStep(text, file) for file in files]
+    file = root / pattern
+    if not file.is_file():
+        raise TemplateError(
+            f"init file {text} does not exist", looked_at=(str(file),), hint="paths start at the project's root"
+        )
+    return [SqlStep(text, file)]
+
+
+@dataclass(frozen=True)
+class SqlStep:
+    """A file of SQL, sent as it is; one with psql's own commands or COPY data is given to psql."""
+
+    text: str
+    file: Path
+
+    def run(self, database: Database, context: Context) -> None:
+        """Run the file's statements as the owner; raises TemplateError with the line of the mistake."""
+        source = self.file.read_text(encoding="utf-8")
+        if re.search(r"^\\", source, re.MULTILINE):
+            self._with_psql(database, context)
+            return
+        import psycopg
+
+        timeout = f"{int(context.timeout * 1000)}ms"
+        with database.connect(autocommit=True, options=f"-c statement_timeout={timeout}") as connection:
+            try:
+                connection.execute(cast("LiteralString", source))
+            except psycopg.Error as problem:
+                raise self._failed(source, problem) from problem
+
+    def _with_psql(self, database: Database, context: Context) -> None:
+        psql = shutil.which("psql")
+        if psql is None:
+            raise TemplateError(
+                f"init file {self.text} needs psql",
+                why="it has psql's own commands (lines that begin with a backslash) or data for COPY",
+                looked_at=("PATH",),
+                hint="install PostgreSQL's client programs, or use `pg_dump --inserts`",
+            )
+        words = (psql, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={self.file}")
+        _run_program(self.text, words, context)
+
+    def _failed(self, source: str, problem: psycopg.Error) -> TemplateError:
+        said = problem.diag.message_primary or str(problem).strip()
+        where = ""
+        if problem.diag.statement_position:
+            line = source.count("\n", 0, int(problem.diag.statement_position) - 1) + 1
+            where = f" at line {line}: {source.splitlines()[line - 1].strip()[:120]}"
+        name = self.file.name if "*" in self.text else self.text
+        return TemplateError(
+            f"init file {name} failed{where}",
+            why="\n".join(filter(None, [said, problem.diag.message_detail])),
+            hint=hint_for(f"{problem.sqlstate} {said}") or problem.diag.message_hint,
+        )
+
+
+@dataclass(frozen=True)
+class PythonStep:
+    """A function, called with the database's URL in a Python of its own, so that no module keeps that URL."""
+
+    text: str
+    module: str
+    function: str
+
+    def run(self, database: Database, context: Context) -> None:
+        """Call the function; raises TemplateError with the end of its traceback."""
+        path = [str(context.root), *(p for p in sys.path if p)]
+        words = (sys.executable, "-c", _CALL, self.module, self.function, database.url)
+        environ = {**context.environ, "PYTHONPATH": os.pathsep.join(path)}
+        _run_program(self.text, words, Context(context.root, environ, context.timeout))
+
+
+_CALL = """\
+import importlib, os, sys
+module, function, url = sys.argv[1:]
+try:
+    found = importlib.import_module(module)
+except ModuleNotFoundError as problem:
+    if problem.name != module and not module.startswith(f"{problem.name}."):
+        raise
+    sys.exit(f"no module named {module}")
+called = getattr(found, function, None)
+if called is None:
+    sys.exit(f"module {module} has no function {function}")
+called(url)
+"""
+
+
+@dataclass(frozen=True)
+class CommandStep:
+    """A program of the user's, with the database's environment."""
+
+    text: str
+    words: tuple[str, ...]
+
+    def run(self, database: Database, context: Context) -> None:  # noqa: ARG002 -- the environment says it
+        """Run the program; raises TemplateError with its last lines."""
+        _run_program(self.text, self.words, context)
+
+
+def _run_program(text: str, words: Sequence[str], context: Context) -> None:
+    outcome = command.run(words, environ=context.environ, folder=context.root, timeout=context.timeout)
+    if outcome.exit_code == 0:
+        return
+    if outcome.exit_code is None:
+        raise TemplateError(
+            f"init step {text!r} was not done within {context.timeout:g}s, and was ended",
+            why=outcome.output or "it printed nothing",
+            hint="raise the setting timeout, or look at what it waits for",
+        )
+    raise TemplateError(
+        f"init step {text!r} failed with exit code {outcome.exit_code}",
+        why=outcome.output or "it printed nothing",
+        hint=hint_for(outcome.output),
+    )
+
+
+def hint_for(said: str) -> str | None:
+    """What to set, where PostgreSQL's own words show that the owner's rights were not enough."""
+    if re.search(r"permission denied to create extension|extension .* is not available|could not open extension", said):
+        return "name it in the setting extensions: those are created by the superuser; it must be installed in the server"
+    if re.search(r"permission denied to create role|must be superuser|Only roles with|permission denied to (alter|grant)", said):
+        return "set superuser = true (with scope = worker), or leave what belongs to the whole server out of migrations"
+    if "cannot run inside a transaction block" in said:
+        return "put that statement into a file of its own"
+    return None
+
+
+def checked(texts: Sequence[str], root: Path) -> None:
+    """Raise for steps that can't be parsed, before anything is started."""
+    parse(texts, root)
+
+
+def translate(problem: Any, text: str) -> PgsandboxError:
+    """Any other failure of a step, in words."""
+    return TemplateError(f"init step {text!r} failed", why=f"{type(problem).__name__}: {problem}")

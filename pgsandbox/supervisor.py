@@ -1,0 +1,137 @@
+"""One small process per server that keeps it exactly as long as somebody holds it, then removes all of it.
+
+It is started by whoever starts the server, lives in a session of its own, and imports as little as it can. It knows
+of deaths from the kernel: a lease is a lock that goes with its process. Its own death is survived, too: a local
+server gets a signal from the kernel, a container watches its own connections, and the next start sweeps the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgsandbox import engines, lease, sweep
+from pgsandbox.engines.supervised import BAKED, GRANT, PID
+from pgsandbox.errors import PgsandboxError, ServerError
+from pgsandbox.run import write_record
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_POLL = 0.2
+_LINGER = 0.6
+
+
+def main() -> None:
+    """The supervisor's own process: the spec comes in on standard input, reports go out on standard output."""
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return  # the starter died before it said what to do
+    spec = json.loads(line)
+    folder, run_folder = Path(spec["folder"]), Path(spec["run_folder"])
+    stopping, baking = _Flag(signal.SIGTERM), _Flag(signal.SIGUSR1)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        mark = lease.supervise(folder)
+    except PgsandboxError:
+        return
+    write_record(folder / PID, {"pid": os.getpid()})
+    ward = engines.ward(spec)
+    try:
+        if _begin(ward):
+            _sweep_others(folder)
+            _watch(ward, folder, Path(spec["lease"]), stopping, baking)
+    finally:
+        _remove(ward, folder)
+        mark.release()
+        _remove_run(run_folder)
+
+
+class _Flag:
+    """Set by a signal."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.is_set = False
+        signal.signal(number, self._set)
+
+    def _set(self, _number: int, _frame: FrameType | None) -> None:
+        self.is_set = True
+
+
+def _begin(ward: engines.Ward) -> bool:
+    try:
+        ward.begin(_report)
+    except PgsandboxError as problem:
+        _report({"event": "failed", "error": problem.to_record()})
+        return False
+    except Exception as problem:  # noqa: BLE001 -- whatever it was, the starter must hear of it in words
+        error = ServerError("the server could not be started", why=f"{type(problem).__name__}: {problem}")
+        _report({"event": "failed", "error": error.to_record()})
+        return False
+    return True
+
+
+def _report(event: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the starter may be gone, or have heard enough
+        os.write(1, json.dumps(event).encode() + b"\n")
+
+
+def _watch(ward: engines.Ward, folder: Path, held: Path, stopping: _Flag, baking: _Flag) -> None:
+    """Return when nobody has held the server for a moment, or, with a grant, been connected for that long."""
+    last_held = time.monotonic()
+    while ward.alive() and not stopping.is_set:
+        if baking.is_set:
+            baking.is_set = False
+            _bake(ward, folder)
+        now = time.monotonic()
+        granted = _granted(folder)
+        if lease.is_held(held) or (granted and ward.connected()):
+            last_held = now
+        elif now - last_held > max(granted, _LINGER):
+            return
+        time.sleep(_POLL)
+
+
+def _bake(ward: engines.Ward, folder: Path) -> None:
+    try:
+        ward.bake()
+    except PgsandboxError as problem:
+        write_record(folder / BAKED, {"error": problem.to_record()})
+    else:
+        write_record(folder / BAKED, {})
+
+
+def _granted(folder: Path) -> float:
+    try:
+        return float((folder / GRANT).read_text(encoding="ascii") or 0)
+    except (FileNotFoundError, ValueError):
+        return 0.0
+
+
+def _remove(ward: engines.Ward, folder: Path) -> None:
+    with contextlib.suppress(Exception):  # what could not be removed is swept by the next start
+        ward.remove()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_run(run_folder: Path) -> None:
+    servers = run_folder / "servers"
+    with contextlib.suppress(OSError):
+        servers.rmdir()
+    if not servers.exists():
+        deadline = time.monotonic() + 10
+        while run_folder.exists() and not lease.remove_if_dead(run_folder) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+
+
+def _sweep_others(folder: Path) -> None:
+    with contextlib.suppress(Exception):  # never at the cost of the server that lives
+        sweep.sweep(keep=folder)

@@ -1,0 +1,209 @@
+"""The template: built exactly once by the init steps, sealed, and what its clones must be given besides its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from pgsandbox import scram, steps
+from pgsandbox.database import Address, Database
+from pgsandbox.errors import PgsandboxError, TemplateError
+from pgsandbox.server import Server
+
+if TYPE_CHECKING:
+    from pgsandbox.engines import Progress
+    from pgsandbox.isolation import Isolation
+    from pgsandbox.settings import Settings
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What belongs to the template database but is not in its files, so that CREATE DATABASE does not copy it."""
+
+    settings: tuple[tuple[str | None, str, str], ...] = ()
+    """`ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`: role (None for all), name, value."""
+    login_settings: tuple[tuple[str, str], ...] = ()
+    """`ALTER ROLE … SET` on the roles that the steps ran as: name, value."""
+    grants: tuple[tuple[str, str, bool], ...] = ()
+    """Rights on the database: role (PUBLIC for all), right, grantable."""
+    comment: str | None = None
+
+    def apply(self, server: Server, database: str) -> None:
+        """Give `database`, a clone, what its files do not bring."""
+        name = sql.Identifier(database)
+        if self.comment is not None:
+            server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(self.comment)))
+        for role, setting, value in self.settings:
+            target = sql.SQL("DATABASE {}").format(name)
+            if role is not None:
+                target = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(role), name)
+            _set(server, target, setting, value)
+        if self.grants:
+            server.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+        for role, right, grantable in self.grants:
+            grantee = sql.SQL("PUBLIC") if role == "PUBLIC" else sql.Identifier(role)
+            option = sql.SQL(" WITH GRANT OPTION" if grantable else "")
+            grant = sql.SQL("GRANT {} ON DATABASE {} TO {}{}").format(_keyword(right), name, grantee, option)
+            server.execute(grant)
+
+    def apply_to_login(self, server: Server, role: str) -> None:
+        """Give `role`, a worker's, the settings that the steps made for the role that they ran as."""
+        for setting, value in self.login_settings:
+            _set(server, sql.SQL("ROLE {}").format(sql.Identifier(role)), setting, value)
+
+    def to_record(self) -> dict[str, Any]:
+        """This as JSON data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_record(record: dict[str, Any]) -> Facts:
+        """What `to_record` wrote down."""
+        return Facts(
+            settings=tuple((role, name, value) for role, name, value in record["settings"]),
+            login_settings=tuple((name, value) for name, value in record["login_settings"]),
+            grants=tuple((role, right, grantable) for role, right, grantable in record["grants"]),
+            comment=record["comment"],
+        )
+
+
+def build(server: Server, settings: Settings, root: Path, progress: Progress) -> Facts:
+    """Build and seal the template in `server`, replacing one that a dead builder left; what clones must be given.
+
+    Raises TemplateError with the failing step's own output.
+    """
+    plan = steps.parse(settings.init, root)
+    _start_afresh(server)
+    password = scram.new_password()
+    server.make_owner()
+    if server.is_ours:
+        server.allow_roles(True)
+    server.make_login(server.names.builder, password=password, budget=settings.connections, superuser=settings.superuser)
+    server.create_database(server.names.template)
+    _create_extensions(server, settings.extensions)
+    address = Address(server.host, server.port, server.names.builder, password, server.names.template)
+    database = Database(address, _Unresettable())
+    environ = {**os.environ, **database.env, **dict.fromkeys(settings.env, database.url)}
+    context = steps.Context(root, environ, settings.timeout)
+    for step in plan:
+        progress(step.text)
+        try:
+            step.run(database, context)
+        except PgsandboxError:
+            raise
+        except Exception as problem:
+            raise steps.translate(problem, step.text) from problem
+    progress("sealing the template")
+    return _seal(server)
+
+
+def _start_afresh(server: Server) -> None:
+    server.drop_database(server.names.template)
+    for role in (server.names.builder, server.names.owner):
+        server.drop_role(role)
+
+
+def _create_extensions(server: Server, extensions: Sequence[str]) -> None:
+    if not extensions:
+        return
+    with server.inside(server.names.template) as connection:
+        for extension in extensions:
+            create = sql.SQL("CREATE EXTENSION IF NOT EXISTS {} CASCADE").format(sql.Identifier(extension))
+            try:
+                connection.execute(create)
+            except psycopg.Error as problem:
+                raise TemplateError(
+                    f"extension {extension} can't be created",
+                    why=problem.diag.message_primary or str(problem).strip(),
+                    looked_at=(f"{server.engine}: {server.running.what}",),
+                    hint="use an image, or install a package, that has it; `SELECT name FROM pg_available_extensions`"
+                    " lists what this server has",
+                ) from problem
+
+
+def _seal(server: Server) -> Facts:
+    """Freeze, analyse and close the template, and take down what its clones will not get from its files."""
+    names = server.names
+    server.disconnect(names.template)
+    with server.inside(names.template) as connection:
+        if server.is_ours:
+            reassign = sql.SQL("REASSIGN OWNED BY {} TO {}")
+            connection.execute(reassign.format(sql.Identifier(names.builder), sql.Identifier(names.owner)))
+        connection.execute("VACUUM (FREEZE, ANALYZE)")
+    facts = _facts(server)
+    server.disconnect(names.template)
+    server.allow_connections(names.template, False)
+    server.limit_login(names.builder, 0)
+    return facts
+
+
+def _facts(server: Server) -> Facts:
+    names = server.names
+    rows = server.execute(
+        """
+        SELECT r.rolname, d.datname, split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
+        FROM pg_db_role_setting s
+        LEFT JOIN pg_roles r ON r.oid = s.setrole
+        LEFT JOIN pg_database d ON d.oid = s.setdatabase,
+        unnest(s.setconfig) c
+        WHERE d.datname = %s OR (s.setdatabase = 0 AND r.rolname IN (%s, %s))
+        """,
+        [names.template, names.owner, names.builder],
+    )
+    ours = ("role", "createrole_self_grant")
+    grants = server.execute(
+        """
+        SELECT coalesce(r.rolname, 'PUBLIC'), a.privilege_type, a.is_grantable
+        FROM pg_database d, aclexplode(d.datacl) a LEFT JOIN pg_roles r ON r.oid = a.grantee
+        WHERE d.datname = %s AND a.grantee <> d.datdba
+        """,
+        [names.template],
+    )
+    [(comment,)] = server.execute(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [names.template]
+    )
+    return Facts(
+        settings=tuple((role, name, value) for role, database, name, value in rows if database),
+        login_settings=tuple((name, value) for _, database, name, value in rows if not database and name not in ours),
+        grants=tuple((role, right, grantable) for role, right, grantable in grants),
+        comment=comment,
+    )
+
+
+def _set(server: Server, target: sql.Composed, setting: str, value: str) -> None:
+    """`ALTER target SET setting`, by way of the session: PostgreSQL itself parses the value as it printed it."""
+    with server.admin.transaction():
+        server.execute("SELECT set_config(%s, %s, true)", [setting, value])
+        name = sql.SQL(".").join(sql.Identifier(part) for part in setting.split("."))
+        server.execute(sql.SQL("ALTER {} SET {} FROM CURRENT").format(target, name))
+
+
+def _keyword(right: str) -> sql.SQL:
+    known = {"CREATE": sql.SQL("CREATE"), "CONNECT": sql.SQL("CONNECT"), "TEMPORARY": sql.SQL("TEMPORARY")}
+    return known[right]
+
+
+class _Unresettable:
+    """The template while it is built has no baseline to go back to."""
+
+    baseline = ""
+
+    def reset(self) -> None:
+        raise TemplateError("the template can't be reset while it is built")
+
+    def snapshot(self) -> str:
+        raise TemplateError("the template can't be copied while it is built")
+
+    def restore(self, snapshot: str) -> None:  # noqa: ARG002
+        raise TemplateError("the template can't be restored while it is built")
+
+    def forget(self, snapshot: str) -> None:
+        """Nothing to forget."""
+
+
+_: type[Isolation] = _Unresettable
