@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -21,8 +21,14 @@ class Address:
     host: str
     port: int
     user: str
-    password: str
+    password: str = field(repr=False)
     name: str
+
+    def url(self, scheme: str = "postgresql") -> str:
+        """`scheme://user:password@host:port/name`, each part quoted as URLs need it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user, password, name = (quote(part, safe="") for part in (self.user, self.password, self.name))
+        return f"{scheme}://{user}:{password}@{host}:{self.port}/{name}"
 
 
 @dataclass(frozen=True)
@@ -37,25 +43,25 @@ class Database:
     """A database of one's own, reachable by the same URL for as long as its sandbox lives."""
 
     def __init__(self, address: Address, isolation: Isolation) -> None:
-        self._address = address
+        self.address = address
         self._isolation = isolation
 
     def __repr__(self) -> str:
-        return f"<Database {self.name} at {self._address.host}:{self._address.port}>"
+        return f"<Database {self.name} at {self.address.host}:{self.address.port}>"
 
     @property
     def name(self) -> str:
         """The database's name in its server."""
-        return self._address.name
+        return self.address.name
 
     @property
     def url(self) -> str:
         """libpq URL: `postgresql://user:password@host:port/name`."""
-        return self._url("postgresql")
+        return self.address.url()
 
     def sqlalchemy_url(self, driver: str | None = "psycopg") -> str:
         """SQLAlchemy URL: `postgresql+driver://user:password@host:port/name`; without a driver, SQLAlchemy's own."""
-        return self._url(f"postgresql+{driver}" if driver else "postgresql")
+        return self.address.url(f"postgresql+{driver}" if driver else "postgresql")
 
     @property
     def conninfo(self) -> str:
@@ -69,11 +75,11 @@ class Database:
         """The environment that libpq and most frameworks read: DATABASE_URL, PGHOST, PGPORT, PGUSER, and so on."""
         return {
             "DATABASE_URL": self.url,
-            "PGHOST": self._address.host,
-            "PGPORT": str(self._address.port),
-            "PGUSER": self._address.user,
-            "PGPASSWORD": self._address.password,
-            "PGDATABASE": self._address.name,
+            "PGHOST": self.address.host,
+            "PGPORT": str(self.address.port),
+            "PGUSER": self.address.user,
+            "PGPASSWORD": self.address.password,
+            "PGDATABASE": self.address.name,
         }
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
@@ -116,11 +122,6 @@ class Database:
     def restore(self, snapshot: Snapshot) -> None:
         """Bring back the state of `snapshot`. Cuts its connections. Raises PgsandboxError."""
         self._isolation.restore(snapshot.name)
-
-    def _url(self, scheme: str) -> str:
-        where = self._address
-        host = f"[{where.host}]" if ":" in where.host else where.host
-        return f"{scheme}://{quote(where.user, safe='')}:{quote(where.password, safe='')}@{host}:{where.port}/{quote(where.name, safe='')}"
 
 
 def _quoted(value: str) -> str:

@@ -1,14 +1,14 @@
 """Every error that a user can see: what happened, why, what was looked at, what to do, and the exit code.
 
-    PgsandboxError                1   something failed
-    ├── UsageError                2   what was asked for can't be
-    │   └── SettingsError         2   a setting is unknown, malformed, or contradicts another
-    ├── EngineError               3   no engine can run PostgreSQL here
-    ├── NotReadyError             4   not ready in time; names what was waited for
-    ├── NoSuchSandboxError        5   no sandbox of that name
-    ├── ServerError               1   the server died, refused, or may not do what is needed
-    ├── PlaceError                1   a folder of ours can't be used
-    └── TemplateError             1   an init step failed
+PgsandboxError                1   something failed
+├── UsageError                2   what was asked for can't be
+│   └── SettingsError         2   a setting is unknown, malformed, or contradicts another
+├── EngineError               3   no engine can run PostgreSQL here
+├── NotReadyError             4   not ready in time; names what was waited for
+├── NoSuchSandboxError        5   no sandbox of that name
+├── ServerError               1   the server died, refused, or may not do what is needed
+├── PlaceError                1   a folder of ours can't be used
+└── TemplateError             1   an init step failed
 """
 
 from __future__ import annotations

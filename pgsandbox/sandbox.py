@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import re
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pgsandbox import engines, lease, places, scram, sources, steps, template, tuning
+from pgsandbox import connections, engines, lease, places, scram, sources, steps, template, tuning
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Order, Progress, Running, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.isolation.clone import CloneIsolation
 from pgsandbox.run import Run
 from pgsandbox.server import Server
-from pgsandbox.settings import Settings
+from pgsandbox.settings import Settings, show_duration
+
+NAMED = "named-"
+"""Records of a run that begin so are what the command line finds by name."""
 
 _END_TIMEOUT = 5.0
 
@@ -47,20 +48,20 @@ class Sandbox:
         worker: str = "main",
         workers: int = 1,
         progress: Progress = _silent,
-        grant: float = 0.0,
         **overrides: Any,
     ) -> None:
         self.root = root or sources.find_root(Path.cwd())
         if overrides or settings is None:
-            settings = sources.load(cli=overrides, cli_name="{name}", root=self.root) if settings is None else (
-                dataclasses.replace(settings, **overrides)
+            settings = (
+                sources.load(cli=overrides, cli_name="{name}", root=self.root)
+                if settings is None
+                else (dataclasses.replace(settings, **overrides))
             )
         self.settings = settings
         self.worker = worker
         self.workers = workers
         self._run_id = run or f"py-{places.new_token()}"
         self._progress = progress
-        self._grant = grant
         self._run: Run | None = None
         self._choice: Choice | None = None
         self._server: Server | None = None
@@ -108,7 +109,9 @@ class Sandbox:
         engine, asked = self.choice.engine, self.settings.scope
         if engine == "external":
             if asked == "worker":
-                raise UsageError("scope = worker needs servers of our own", why="url names a single server", hint="leave scope out")
+                raise UsageError(
+                    "scope = worker needs servers of our own", why="url names a single server", hint="leave scope out"
+                )
             return "session"
         if asked != "auto":
             return asked
@@ -135,11 +138,25 @@ class Sandbox:
         if self._server is None:
             steps.checked(self.settings.init, self.root)
             run = self._join()
-            if self.scope == "session" or self.workers == 1:
+            if self._is_shared:
                 self._server = self._shared_server(run)
             else:
                 self._server = self._own_server(run)
         return self._server
+
+    def prepare(self) -> None:
+        """Start what all workers of the run share, so that none of them has to wait for it. Raises PgsandboxError."""
+        steps.checked(self.settings.init, self.root)
+        run = self._join()
+        if self._is_shared:
+            self._server = self._shared_server(run)
+        else:
+            self._seed(run)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether this process has its server."""
+        return self._server is not None
 
     @property
     def server(self) -> Server:
@@ -158,11 +175,16 @@ class Sandbox:
             self._run.leave()
             self._run = None
 
-    def stop(self) -> list[str]:
-        """End every server of the run now, and close; what could not be ended, in words."""
+    def stop(self, *, granted: bool = False) -> list[str]:
+        """End every server of the run now, and close; what could not be ended, in words.
+
+        Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
+        """
         trouble: list[str] = []
         run = self._join()
         for folder in (run.folder / "servers").glob("*"):
+            if (folder / supervised.GRANT).exists() and not granted:
+                continue
             if not supervised.end(folder, timeout=_END_TIMEOUT):
                 trouble.append(f"the server {folder.name} did not end within {_END_TIMEOUT:g}s")
         self.close()
@@ -177,9 +199,7 @@ class Sandbox:
         """
         worker = self.worker if name is None else name
         if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", worker):
-            raise UsageError(
-                f"{worker!r} can't name a database", hint="use up to 40 letters, digits and underscores"
-            )
+            raise UsageError(f"{worker!r} can't name a database", hint="use up to 40 letters, digits and underscores")
         if worker not in self._databases:
             self._databases[worker] = self._make(self.server.names.database(worker))
         return self._databases[worker][0]
@@ -207,11 +227,43 @@ class Sandbox:
             )
         self.server.limit_login(database.name, self.budget if budget is None else budget)
 
+    def leaked(self, database: Database) -> str | None:
+        """The connections that were left in the middle of something, in words."""
+        return connections.leaked(self.server, database.name)
+
+    def holders(self, database: Database) -> str:
+        """Who holds the connections to `database`, in words."""
+        return connections.holders(self.server, database.name, database.name, self.budget)
+
+    def keep(self, database: Database) -> str:
+        """Keep the state of `database` for the setting ttl, also after the run; how to open it."""
+        copy = database.snapshot().name
+        self.server.allow_connections(copy, True)
+        self.name(copy, dataclasses.replace(database.address, name=copy).url(), ttl=self.settings.ttl)
+        return f"open it within {show_duration(self.settings.ttl)} with `pgsandbox psql {copy}`"
+
+    def name(self, name: str, url: str, *, ttl: float) -> None:
+        """Let the command line find `url` under `name`, and let its server live for `ttl` seconds unheld."""
+        running = self.server.running
+        engines.named(running.engine).grant(running, ttl)
+        self._join().write(
+            f"{NAMED}{name}",
+            {
+                "name": name,
+                "url": url,
+                "project": str(self.root),
+                "engine": running.engine,
+                "version": running.version,
+                "what": running.what,
+                "token": running.token,
+                "ttl": ttl,
+                "created": time.time(),
+            },
+        )
+
     def _make(self, name: str) -> tuple[Database, CloneIsolation]:
         server = self.server
-        isolation = CloneIsolation(
-            server, name, template=server.names.template, facts=self._facts, budget=self.budget
-        )
+        isolation = CloneIsolation(server, name, template=server.names.template, facts=self._facts, budget=self.budget)
         password = scram.new_password()
         if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
             server.drop_database(name)
@@ -222,6 +274,11 @@ class Sandbox:
         return Database(Address(server.host, server.port, name, password, name), isolation), isolation
 
     # Servers ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the run has one server; with a single worker, its own is as good as shared."""
+        return self.scope == "session" or self.workers == 1
 
     @property
     def _patience(self) -> float:
@@ -242,7 +299,7 @@ class Sandbox:
                 self._facts = template.Facts.from_record(record["facts"])
                 return server
             try:
-                server = self._launch(run, held_by=run.folder, workers=self.workers, grant=self._grant)
+                server = self._launch(run, held_by=run.folder, workers=self.workers)
                 self._facts = self._build(server)
             except PgsandboxError as problem:
                 run.fail("server", problem)
@@ -253,6 +310,14 @@ class Sandbox:
 
     def _own_server(self, run: Run) -> Server:
         """A server of this worker's own, started from the run's seed, in which the template stands ready."""
+        record = self._seed(run)
+        self._facts = template.Facts.from_record(record["facts"])
+        server = self._launch(run, held_by=None, workers=1, seed=record["seed"])
+        self._finish(server)
+        return server
+
+    def _seed(self, run: Run) -> dict[str, Any]:
+        """The run's seed: whoever comes first makes it, the others wait for that."""
         with run.lock("seed", timeout=self._patience):
             record = run.read("seed")
             if record is None:
@@ -262,10 +327,7 @@ class Sandbox:
                     run.fail("seed", problem)
                     raise
                 run.write("seed", record)
-        self._facts = template.Facts.from_record(record["facts"])
-        server = self._launch(run, held_by=None, workers=1, seed=record["seed"])
-        self._finish(server)
-        return server
+        return record
 
     def _make_seed(self, run: Run) -> dict[str, Any]:
         server = self._launch(run, held_by=run.folder, workers=1, for_seed=True)
@@ -284,7 +346,6 @@ class Sandbox:
         workers: int,
         seed: str | None = None,
         for_seed: bool = False,
-        grant: float = 0.0,
     ) -> Server:
         token = places.new_token()
         places.private(run.folder / "servers")
@@ -300,7 +361,6 @@ class Sandbox:
             lease=held_by or folder,
             seed=seed,
             for_seed=for_seed,
-            grant=grant,
         )
         running = engines.named(self.choice.engine).start(self.choice, order, self._progress)
         server = Server(running)

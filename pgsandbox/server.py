@@ -124,7 +124,9 @@ class Server:
         if self._admin is not None:
             self._admin.close()
 
-    def execute(self, query: LiteralString | sql.Composed, params: Iterable[Any] | None = None) -> list[tuple[Any, ...]]:
+    def execute(
+        self, query: LiteralString | sql.Composed, params: Iterable[Any] | None = None
+    ) -> list[tuple[Any, ...]]:
         """Run one statement as the superuser; its rows, if it has any. Raises ServerError."""
         try:
             cursor = self.admin.execute(query, None if params is None else list(params))

@@ -254,8 +254,9 @@ def _parse(place: Place, name: str, raw: Raw) -> Any:
         if name == "url":
             shown = re.sub(r":[^:@/]*@", ":***@", str(shown))
         raise SettingsError(
-            f"{place.spelled(name)} = {shown!r} {problem}" if isinstance(raw, str) else
-            f"{place.spelled(name)} = {shown} {problem}",
+            f"{place.spelled(name)} = {shown!r} {problem}"
+            if isinstance(raw, str)
+            else f"{place.spelled(name)} = {shown} {problem}",
             hint=f"{name}: {SETTINGS[name].metadata['help']}",
         ) from None
 

@@ -73,9 +73,7 @@ def _overrides(pairs: Iterable[str]) -> dict[str, Raw]:
 
 def _ini(file: Path | None) -> dict[str, Raw]:
     section = _pytest_section(file) if file is not None and file.is_file() else None
-    return {
-        key[len(INI_PREFIX) :]: value for key, value in (section or {}).items() if key.startswith(INI_PREFIX)
-    }
+    return {key[len(INI_PREFIX) :]: value for key, value in (section or {}).items() if key.startswith(INI_PREFIX)}
 
 
 def _pytest_section(file: Path) -> Mapping[str, Any] | None:

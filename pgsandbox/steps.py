@@ -72,7 +72,9 @@ def _parse_one(text: str, root: Path) -> list[Step]:
 def _sql_steps(text: str, root: Path) -> list[Step]:
     pattern = Path(text)
     if "*" in text or "?" in text:
-        base, relative = (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
+        base, relative = (
+            (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
+        )
         files = sorted(file for file in base.glob(str(relative)) if file.is_file())
         if not files:
             raise TemplateError(f"init step {text!r} matches no file", looked_at=(str(root),))
@@ -172,7 +174,7 @@ class CommandStep:
     text: str
     words: tuple[str, ...]
 
-    def run(self, database: Database, context: Context) -> None:  # noqa: ARG002 -- the environment says it
+    def run(self, database: Database, context: Context) -> None:
         """Run the program; raises TemplateError with its last lines."""
         _run_program(self.text, self.words, context)
 
@@ -197,8 +199,12 @@ def _run_program(text: str, words: Sequence[str], context: Context) -> None:
 def hint_for(said: str) -> str | None:
     """What to set, where PostgreSQL's own words show that the owner's rights were not enough."""
     if re.search(r"permission denied to create extension|extension .* is not available|could not open extension", said):
-        return "name it in the setting extensions: those are created by the superuser; it must be installed in the server"
-    if re.search(r"permission denied to create role|must be superuser|Only roles with|permission denied to (alter|grant)", said):
+        return (
+            "name it in the setting extensions: those are created by the superuser; it must be installed in the server"
+        )
+    if re.search(
+        r"permission denied to create role|must be superuser|Only roles with|permission denied to (alter|grant)", said
+    ):
         return "set superuser = true (with scope = worker), or leave what belongs to the whole server out of migrations"
     if "cannot run inside a transaction block" in said:
         return "put that statement into a file of its own"

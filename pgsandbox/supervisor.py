@@ -72,7 +72,7 @@ def _begin(ward: engines.Ward) -> bool:
     except PgsandboxError as problem:
         _report({"event": "failed", "error": problem.to_record()})
         return False
-    except Exception as problem:  # noqa: BLE001 -- whatever it was, the starter must hear of it in words
+    except Exception as problem:
         error = ServerError("the server could not be started", why=f"{type(problem).__name__}: {problem}")
         _report({"event": "failed", "error": error.to_record()})
         return False

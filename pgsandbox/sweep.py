@@ -13,7 +13,6 @@ from pgsandbox.engines.supervised import SPEC
 from pgsandbox.run import all_runs, read_record
 
 
-
 def sweep(*, keep: Path | None = None) -> list[str]:
     """Remove what belonged to runs of this user that are provably dead; what was removed, in words.
 

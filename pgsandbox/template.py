@@ -83,7 +83,9 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
     server.make_owner()
     if server.is_ours:
         server.allow_roles(True)
-    server.make_login(server.names.builder, password=password, budget=settings.connections, superuser=settings.superuser)
+    server.make_login(
+        server.names.builder, password=password, budget=settings.connections, superuser=settings.superuser
+    )
     server.create_database(server.names.template)
     _create_extensions(server, settings.extensions)
     address = Address(server.host, server.port, server.names.builder, password, server.names.template)
@@ -199,7 +201,7 @@ class _Unresettable:
     def snapshot(self) -> str:
         raise TemplateError("the template can't be copied while it is built")
 
-    def restore(self, snapshot: str) -> None:  # noqa: ARG002
+    def restore(self, snapshot: str) -> None:
         raise TemplateError("the template can't be restored while it is built")
 
     def forget(self, snapshot: str) -> None:

@@ -53,8 +53,6 @@ class Order:
     """A stopped, ready cluster that `bake` gave, to start from a copy of it."""
     for_seed: bool = False
     """Whether this server is started to be baked."""
-    grant: float = 0.0
-    """Seconds that it may live with nobody holding it and nobody connected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +100,10 @@ class Engine(Protocol):
 
         The seed lives as long as the server would have. Raises PgsandboxError.
         """
+        ...
+
+    def grant(self, running: Running, seconds: float) -> None:
+        """Let the server live for `seconds` with nobody holding it and nobody connected."""
         ...
 
     def logs(self, running: Running, lines: int) -> str:
@@ -180,9 +182,7 @@ def choose(settings: Settings, progress: Progress) -> Choice:
             refusals.append(refusal)
         else:
             why = "; ".join(f"{r.message}" for r in refusals)
-            return Choice(
-                engine=choice.engine, version=choice.version, what=choice.what, why=why, detail=choice.detail
-            )
+            return Choice(engine=choice.engine, version=choice.version, what=choice.what, why=why, detail=choice.detail)
     raise _none_serves(settings, refusals)
 
 

@@ -75,7 +75,11 @@ def enterable(binaries: Binaries, uid: int, gid: int) -> Path:
     prefix = binaries.folder.parent
     libraries = prefix.parent.parent / f"{_EMBEDDED}.libs"
     inside = Path(_EMBEDDED, prefix.name) if libraries.is_dir() else Path(prefix.name)
-    target = places.cache_root() / "binaries" / f"{binaries.version}-{places.digest(str(prefix), str(prefix.stat().st_mtime_ns))}"
+    target = (
+        places.cache_root()
+        / "binaries"
+        / f"{binaries.version}-{places.digest(str(prefix), str(prefix.stat().st_mtime_ns))}"
+    )
     if not target.is_dir():
         fresh = target.with_name(f"{target.name}.{places.new_token()}")
         try:

@@ -124,7 +124,9 @@ class DockerEngine:
         container = running.detail["container"]
         done = client.api.exec_start(client.api.exec_create(container, ["sh", "-c", _STOP])["Id"])
         if b"clean" not in done:
-            raise ServerError("the server that holds the template did not stop cleanly", why=done.decode(errors="replace"))
+            raise ServerError(
+                "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
+            )
         tag = f"pgsandbox-seed:{running.token}"
         repository, _, version = tag.partition(":")
         # What the commit is not told, it takes over from the container: its password among others.
@@ -145,7 +147,8 @@ class DockerEngine:
         return str(said.decode("utf-8", errors="replace")).rstrip()
 
     def grant(self, running: Running, seconds: float) -> None:
-        """Let the container live for `seconds` with nobody connected."""
+        """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
+        supervised.grant(Path(running.folder), seconds)
         client = connect()
         command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}"]
         client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
@@ -183,7 +186,7 @@ class DockerWard:
         self._asked = time.monotonic()
         try:
             return self._find() is not None
-        except Exception:  # noqa: BLE001 -- an engine that does not answer just now proves nothing
+        except Exception:
             return True
 
     def bake(self) -> None:
@@ -324,8 +327,7 @@ def _parts(
     }
     mounts = sorted({*detail["volumes"], *_covering(detail["data"], detail["volumes"])}) if tmpfs else []
     flags = [word for name, value in order.flags.items() for word in ("-c", f"{name}={value}")]
-    idle = max(_IDLE, int(order.grant))
-    keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(idle)]
+    keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(_IDLE)]
     seed = [_SEED] if order.seed else [""]
     return {
         "image": order.seed["image"] if order.seed else choice.what,
@@ -432,7 +434,13 @@ def _no_answer(address: str, problem: Exception) -> EngineError:
             looked_at=(address,),
             hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
         )
-    why = "connection refused" if "refused" in said else "no such file" if "No such file" in said else said.splitlines()[0]
+    why = (
+        "connection refused"
+        if "refused" in said
+        else "no such file"
+        if "No such file" in said
+        else said.splitlines()[0]
+    )
     return EngineError(
         "docker: no engine answers", why=why, looked_at=(address,), hint="start Docker, or use --pgsandbox-engine=local"
     )

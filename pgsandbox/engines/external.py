@@ -22,7 +22,7 @@ class ExternalEngine:
 
     name = "external"
 
-    def find(self, settings: Settings, progress: Progress) -> Choice:  # noqa: ARG002 -- nothing here takes long
+    def find(self, settings: Settings, progress: Progress) -> Choice:
         """The server behind the setting url; raises EngineError when it refuses, or its role may not do enough."""
         assert settings.url is not None
         with _connect(settings.url) as connection:
@@ -47,7 +47,7 @@ class ExternalEngine:
                 },
             )
 
-    def start(self, choice: Choice, order: Order, progress: Progress) -> Running:  # noqa: ARG002 -- it runs already
+    def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """The server as it is, with a supervisor that removes from it what this run creates."""
         supervised.start_for(order, {"engine": self.name, "url": choice.detail["url"]}).detach()
         return Running(
@@ -64,6 +64,10 @@ class ExternalEngine:
     def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
         """Never asked for: an external server is always shared."""
         raise ServerError("a server that is not ours can't be copied")
+
+    def grant(self, running: Running, seconds: float) -> None:
+        """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
+        supervised.grant(Path(running.folder), seconds)
 
     def logs(self, running: Running, lines: int) -> str:
         """Raises ServerError: the log belongs to the server's owner."""
@@ -98,7 +102,9 @@ class ExternalWard:
 
         with _connect(self._url) as connection:
             pattern = self._prefix.replace("_", r"\_") + "%"
-            for (name,) in connection.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [pattern]).fetchall():
+            for (name,) in connection.execute(
+                "SELECT datname FROM pg_database WHERE datname LIKE %s", [pattern]
+            ).fetchall():
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
             roles = connection.execute(
                 "SELECT rolname FROM pg_roles WHERE rolname LIKE %s ORDER BY rolcanlogin DESC", [pattern]

@@ -38,7 +38,7 @@ class LocalEngine:
 
     name = "local"
 
-    def find(self, settings: Settings, progress: Progress) -> Choice:  # noqa: ARG002 -- nothing here takes long
+    def find(self, settings: Settings, progress: Progress) -> Choice:
         """The binaries that would be used; raises EngineError."""
         if sys.platform == "win32":
             raise EngineError(
@@ -90,6 +90,10 @@ class LocalEngine:
         """The data folder of `running`, its server stopped cleanly."""
         supervised.bake(Path(running.folder), timeout=timeout)
         return {"data": running.socket}
+
+    def grant(self, running: Running, seconds: float) -> None:
+        """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
+        supervised.grant(Path(running.folder), seconds)
 
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines of the server's log."""
@@ -194,7 +198,7 @@ class LocalWard:
                 env=self._environment(),
                 cwd=self._data,
                 timeout=max(0.1, self._deadline - time.monotonic()),
-                preexec_fn=self._become(signal.SIGKILL),  # noqa: PLW1509 -- the supervisor has one thread
+                preexec_fn=self._become(signal.SIGKILL),
                 check=False,
             )
         except subprocess.TimeoutExpired:

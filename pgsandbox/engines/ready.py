@@ -33,7 +33,13 @@ def wait_and_rekey(
     while time.monotonic() < deadline:
         try:
             with psycopg.connect(
-                host=host, port=port, user=user, password=password, dbname="postgres", connect_timeout=2, autocommit=True
+                host=host,
+                port=port,
+                user=user,
+                password=password,
+                dbname="postgres",
+                connect_timeout=2,
+                autocommit=True,
             ) as connection:
                 fresh = scram.new_password()
                 alter = sql.SQL("ALTER ROLE {} PASSWORD {}")

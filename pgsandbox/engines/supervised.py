@@ -62,7 +62,9 @@ class Handle:
                 break
             chunk = os.read(stdout.fileno(), 65536)
             if not chunk:
-                raise ServerError("the supervisor of the server ended unexpectedly", why=f"exit code {self._process.wait()}")
+                raise ServerError(
+                    "the supervisor of the server ended unexpectedly", why=f"exit code {self._process.wait()}"
+                )
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
                 report: dict[str, Any] = json.loads(line)
@@ -104,12 +106,10 @@ def start(spec: dict[str, Any]) -> Handle:
 
 
 def start_for(order: Order, spec: dict[str, Any]) -> Handle:
-    """A supervisor for `order`, with the grant and the record that a later sweep needs written first."""
+    """A supervisor for `order`, with the record that a later sweep needs written first."""
     spec = {**spec, "token": order.token, "folder": str(order.folder), "run_folder": str(order.folder.parent.parent)}
     spec |= {"lease": str(order.lease)}
     write_record(order.folder / SPEC, spec)
-    if order.grant:
-        grant(order.folder, order.grant)
     return start(spec)
 
 

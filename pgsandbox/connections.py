@@ -1,0 +1,45 @@
+"""Who holds a worker's connections: leaks after a test, and the holders when a budget is used up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgsandbox.server import Server
+
+
+def leaked(server: Server, database: str) -> str | None:
+    """The connections to `database` that a test left in the middle of something, in words; None if there is none.
+
+    Idle connections are an application's pool and no leak; one that is busy or in a transaction would keep its locks.
+    """
+    rows = server.execute(
+        """
+        SELECT pid, state, left(query, 80) FROM pg_stat_activity
+        WHERE datname = %s AND pid <> pg_backend_pid() AND state IN ('active', 'idle in transaction',
+              'idle in transaction (aborted)') ORDER BY pid
+        """,
+        [database],
+    )
+    if not rows:
+        return None
+    what = "; ".join(f"{state}: {query}" for _, state, query in rows)
+    return f"{len(rows)} connection{'s' if len(rows) > 1 else ''} ({what})"
+
+
+def holders(server: Server, database: str, role: str, budget: int) -> str:
+    """Who holds the connections of `role`, a line each, longest first."""
+    rows = server.execute(
+        """
+        SELECT pid, state, now() - state_change, application_name, left(query, 80) FROM pg_stat_activity
+        WHERE usename = %s ORDER BY state_change
+        """,
+        [role],
+    )
+    lines = [f"{len(rows)} of the {budget} connections of {database} are held:"]
+    for pid, state, since, application, query in rows:
+        lines.append(f"  pid {pid}, {state} for {since.total_seconds():.1f}s, {application or 'unnamed'}: {query}")
+    lines.append(
+        "a connection that was just closed may still count for a moment; the setting connections raises the budget"
+    )
+    return "\n".join(lines)

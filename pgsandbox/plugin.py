@@ -1,0 +1,359 @@
+"""pytest's side: options, hooks and fixtures. What they do is in `session`; importing this costs next to nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pgsandbox.errors import PgsandboxError, UsageError
+from pgsandbox.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgsandbox.database import Database
+    from pgsandbox.server import Server
+    from pgsandbox.session import Session
+
+_NAME = "pgsandbox"
+_SESSION = pytest.StashKey["Session"]()
+_NAMED = pytest.StashKey[bool]()
+_FAILED = pytest.StashKey[bool]()
+_CONTROLLER_HOST = "the-xdist-controller-has-no-database.pgsandbox.invalid"
+_LOOKING_HOST = "no-test-is-run-so-there-is-no-database.pgsandbox.invalid"
+_LOOKING = (
+    "collectonly",
+    "help",
+    "version",
+    "showfixtures",
+    "show_fixtures_per_test",
+    "markers",
+    "setuponly",
+    "setupplan",
+)
+
+
+def session_of(config: pytest.Config) -> Session:
+    """What this plugin keeps for `config`'s pytest session."""
+    return config.stash[_SESSION]
+
+
+# Options and start-up -------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One flag and one ini key for each setting."""
+    group = parser.getgroup(_NAME, "a real PostgreSQL for every worker")
+    for name, setting in SETTINGS.items():
+        flag, help_ = f"--pgsandbox-{name.replace('_', '-')}", setting.metadata["help"]
+        spellings = (flag, f"--pgsandbox-{name}") if "_" in name else (flag,)
+        more: dict[str, Any] = {"metavar": setting.metadata["metavar"]}
+        if isinstance(setting.default, bool):
+            more |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif isinstance(setting.default, tuple):
+            more["action"] = "append"
+        group.addoption(*spellings, dest=f"pgsandbox_{name}", default=None, help=f"{help_} [pgsandbox]", **more)
+        kind = "linelist" if isinstance(setting.default, tuple) else "string"
+        parser.addini(f"pgsandbox_{name}", f"{help_} [pgsandbox]", type=kind, default=None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> Generator[None]:
+    """Before any conftest file is imported: read the settings, and where named on purpose, export the URL."""
+    with _as_usage_error():
+        _begin(early_config, args)
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker; in the controller of a parallel run, start what its workers will need."""
+    config.addinivalue_line(
+        "markers",
+        "pgsandbox(isolation=None, connections=None): give this test its database, with another isolation "
+        "(reset, clone, rollback, none) or fewer connections",
+    )
+    if config.pluginmanager.hasplugin("xdist"):
+        from pgsandbox import xdist
+
+        config.pluginmanager.register(xdist, "pgsandbox-xdist")
+    session = config.stash.get(_SESSION, None)
+    if session is None or session.identity.worker != "controller":
+        return
+    session.identity = type(session.identity)(session.identity.run, "controller", _workers(config))
+    session.identity.announce()
+    if config.stash[_NAMED] and not _is_looking(config.option):
+        session.prepare_in_background()
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """One line: which PostgreSQL, and why."""
+    session = config.stash.get(_SESSION, None)
+    if session is None or not config.stash[_NAMED] or _is_looking(config.option):
+        return None
+    return f"{_NAME}: {session.describe()}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was kept or leaked, or failed to stop; nothing otherwise."""
+    session = config.stash.get(_SESSION, None)
+    if session is None:
+        return
+    session.close()
+    lines = session.notes.lines()
+    if lines:
+        terminalreporter.section(_NAME)
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what was started, also after an interruption."""
+    session = config.stash.get(_SESSION, None)
+    if session is not None:
+        session.close()
+
+
+def _begin(config: pytest.Config, args: list[str]) -> None:
+    from pgsandbox import session as sessions
+    from pgsandbox import sources
+
+    options = config.known_args_namespace
+    _refuse_unknown_flags(args)
+    given = {name: getattr(options, f"pgsandbox_{name}", None) for name in SETTINGS}
+    settings = sources.load(
+        cli={name: value for name, value in given.items() if value is not None},
+        ini_file=config.inipath,
+        overrides=getattr(options, "override_ini", None) or (),
+        root=config.rootpath,
+    )
+    is_named = _NAME in (options.plugins or ()) or bool(settings.env)
+    identity = sessions.worker_identity()
+    if identity is None:
+        identity = sessions.new_identity("controller" if _is_parallel(options) else "main")
+    session = sessions.Session(settings, config.rootpath, identity, _narrator(is_quiet=identity.is_worker))
+    config.stash[_SESSION], config.stash[_NAMED] = session, is_named
+    config.add_cleanup(session.close)
+    if not is_named:
+        return
+    if _is_looking(options):
+        session.export_dead(_LOOKING_HOST)
+    elif identity.worker == "controller":
+        session.export_dead(_CONTROLLER_HOST)
+    else:
+        session.export()
+
+
+def _refuse_unknown_flags(args: list[str]) -> None:
+    from pgsandbox.settings import Place, unknown_setting
+
+    for arg in args:
+        if arg == "--":
+            return
+        name = arg.removeprefix("--pgsandbox-").partition("=")[0].replace("-", "_")
+        if arg.startswith("--pgsandbox-") and name not in SETTINGS:
+            raise unknown_setting(Place("--pgsandbox-{name}", {}), name)
+
+
+def _is_looking(options: Any) -> bool:
+    """Whether this pytest only shows something and runs no test."""
+    return any(getattr(options, name, False) for name in _LOOKING)
+
+
+def _is_parallel(options: Any) -> bool:
+    """Whether xdist is going to start workers, as far as its options say before it has looked at them itself."""
+    number = getattr(options, "numprocesses", None)
+    if number in ("auto", "logical"):
+        return not getattr(options, "usepdb", False) and os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") != "0"
+    if number is not None:
+        return bool(number > 0)
+    return bool(getattr(options, "tx", None)) and (
+        getattr(options, "dist", "no") != "no" or bool(getattr(options, "distload", False))
+    )
+
+
+def _workers(config: pytest.Config) -> int:
+    """How many workers xdist starts, once it has read its options: `4*popen` stands for four."""
+    specs = [spec.partition("*") for spec in config.getoption("tx", None) or ()]
+    return max(1, sum(int(head) if star and head.isdigit() else 1 for head, star, _ in specs))
+
+
+def _narrator(*, is_quiet: bool) -> Callable[[str], None]:
+    """Tells on the terminal, past pytest's capture, what a start is doing once it takes more than a moment."""
+    import time
+
+    if is_quiet or not sys.stderr.isatty():
+        return lambda _text: None
+    terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+    begun = time.monotonic()
+
+    def narrate(text: str) -> None:
+        if time.monotonic() - begun > 1.5:
+            terminal.write(f"{_NAME}: {text}\n")
+            terminal.flush()
+
+    return narrate
+
+
+@contextlib.contextmanager
+def _as_usage_error() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as problem:
+        raise pytest.UsageError(str(problem)) from None
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Bring the database to its baseline before any fixture of the test runs, those of wider scope included."""
+    if _wants_database(item):
+        with _in_words():
+            _begin_test(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
+    """After all fixtures: what did the test leave behind?"""
+    try:
+        return (yield)
+    finally:
+        session = session_of(item.config)
+        leak = session.end_test(item.nodeid, failed=item.stash.get(_FAILED, False))
+        if leak and session.settings.leaks == "fail":
+            pytest.fail(f"pgsandbox: this test leaked {leak}", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember a failure; where connections ran out, name those who hold them."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+        if "too many connections for" in report.longreprtext:
+            with contextlib.suppress(PgsandboxError):
+                report.sections.append((_NAME, session_of(item.config).holders()))
+    return report
+
+
+_URL_FIXTURES = frozenset({"pgsandbox", "pgsandbox_url"})
+_FIXTURES = _URL_FIXTURES | {"pgsandbox_connection"}
+
+
+def _wants_database(item: pytest.Item) -> bool:
+    if item.get_closest_marker(_NAME) is not None or session_of(item.config).settings.autouse:
+        return True
+    return not _FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _begin_test(item: pytest.Item) -> Database:
+    isolation, connections = _asked(item)
+    named = _URL_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    if isolation == "rollback" and named:
+        raise UsageError(
+            f"isolation = rollback can't isolate the fixture {sorted(named)[0]}",
+            why="it hands out a URL, and what is committed through that stays",
+            hint="use pgsandbox_connection, or isolation = reset",
+        )
+    return session_of(item.config).begin_test(isolation=isolation, connections=connections)
+
+
+def _asked(item: pytest.Item) -> tuple[str, int | None]:
+    """Isolation and budget that this test asks for by its marker, or has by the settings. Raises UsageError."""
+    settings = session_of(item.config).settings
+    marker = item.get_closest_marker(_NAME)
+    if marker is None:
+        return settings.isolation, None
+    unknown = set(marker.kwargs) - {"isolation", "connections"}
+    if marker.args or unknown:
+        what = ", ".join(sorted(unknown)) or "a positional argument"
+        raise UsageError(f"the marker pgsandbox does not take {what}", hint="it takes isolation= and connections=")
+    isolation, connections = marker.kwargs.get("isolation") or settings.isolation, marker.kwargs.get("connections")
+    if isolation not in ("reset", "clone", "rollback", "none"):
+        raise UsageError(f"isolation={isolation!r} is not one of reset, clone, rollback, none")
+    if connections is not None and (not isinstance(connections, int) or connections < 1):
+        raise UsageError(f"connections={connections!r} is not a whole number of 1 or more")
+    return isolation, connections
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Fail with the sentence that an error is, without a trace of our own code."""
+    try:
+        yield
+    except PgsandboxError as problem:
+        pytest.fail(str(problem), pytrace=False)
+
+
+# Fixtures -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pgsandbox(request: pytest.FixtureRequest) -> Database:
+    """The worker's own database, at its baseline when the test starts. Its URL stays the same for the whole run."""
+    with _in_words():
+        if "pgsandbox" in request.node.fixturenames:
+            return session_of(request.config).database
+        return _begin_test(request.node)  # asked for by request.getfixturevalue: setup could not know
+
+
+@pytest.fixture
+def pgsandbox_url(pgsandbox: Database) -> str:
+    """The libpq URL of `pgsandbox`: `postgresql://user:password@host:port/name`."""
+    return pgsandbox.url
+
+
+@pytest.fixture
+def pgsandbox_connection(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
+    """An open psycopg connection to the worker's database, autocommit, closed afterwards.
+
+    Where the isolation is `rollback`, it is inside a transaction that is rolled back afterwards.
+    """
+    with _in_words():
+        database = session_of(request.config).database
+        isolation, _ = _asked(request.node)
+    if isolation == "rollback":
+        from pgsandbox.isolation.rollback import rolled_back
+
+        with rolled_back(database) as connection:
+            yield connection
+    else:
+        with contextlib.closing(database.connect(autocommit=True)) as connection:
+            yield connection
+
+
+@pytest.fixture(scope="session")
+def pgsandbox_worker(request: pytest.FixtureRequest) -> Database:
+    """The worker's database for session-wide set-up; load data, then `with pgsandbox_worker.baseline(): yield`."""
+    with _in_words():
+        return session_of(request.config).database
+
+
+@pytest.fixture(scope="session")
+def pgsandbox_server(request: pytest.FixtureRequest) -> Server:
+    """The server that the worker's database is in."""
+    with _in_words():
+        return session_of(request.config).sandbox.server
+
+
+@pytest.fixture
+def pgsandbox_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Database]]:
+    """`factory() -> Database`: further databases, fresh from the template, dropped after the test."""
+    sandbox = session_of(request.config).sandbox
+    made: list[Database] = []
+
+    def factory() -> Database:
+        with _in_words():
+            made.append(sandbox.fresh())
+        return made[-1]
+
+    yield factory
+    for database in made:
+        with _in_words():
+            sandbox.drop(database)

@@ -1,0 +1,280 @@
+"""One pytest process and its sandbox: who it is, when it starts, what it exports, and what each test gets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgsandbox.errors import PgsandboxError, UsageError
+
+if TYPE_CHECKING:
+    from pgsandbox.database import Database
+    from pgsandbox.engines import Progress
+    from pgsandbox.sandbox import Sandbox
+    from pgsandbox.settings import Settings
+
+RUN_VARIABLE = "_PGSANDBOX_RUN"
+"""Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
+
+_MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSSLMODE", "PGOPTIONS", "PGTARGETSESSIONATTRS")
+"""Variables that would lead an application elsewhere than the variables that we export."""
+
+_JOIN_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which process of which run this is."""
+
+    run: str
+    worker: str
+    """`gw0` and so on, `main` without xdist, `controller` for the process that runs no test."""
+    workers: int
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether it is an xdist worker."""
+        return self.worker not in ("main", "controller")
+
+    def announce(self) -> None:
+        """Let the workers that this process is about to start know their run."""
+        os.environ[RUN_VARIABLE] = f"{self.run}/{os.getpid()}/{self.workers}"
+
+
+def worker_identity() -> Identity | None:
+    """Who this process is if it is an xdist worker of a run that its parent announced, else None.
+
+    At the time conftest files are imported xdist has only set variables, which a pytest inside a test inherits:
+    the parent's pid tells the two apart.
+    """
+    announced, worker = os.environ.get(RUN_VARIABLE), os.environ.get("PYTEST_XDIST_WORKER")
+    if not announced or not worker:
+        return None
+    run, parent, workers = announced.split("/")
+    return Identity(run, worker, int(workers)) if int(parent) == os.getppid() else None
+
+
+def new_identity(worker: str, workers: int = 1) -> Identity:
+    """A run of its own."""
+    from pgsandbox import places
+
+    return Identity(f"pytest-{places.new_token()}", worker, workers)
+
+
+@dataclass
+class Notes:
+    """What the summary says: collected here, by workers sent to the controller."""
+
+    kept: list[str] = field(default_factory=list)
+    leaked: list[str] = field(default_factory=list)
+    trouble: list[str] = field(default_factory=list)
+
+    def add(self, other: dict[str, list[str]]) -> None:
+        """Take in what a worker sent."""
+        for kind, lines in other.items():
+            getattr(self, kind).extend(lines)
+
+    def lines(self) -> list[str]:
+        """All of it, a line each."""
+        return [
+            *(f"leaked: {line}" for line in self.leaked),
+            *(f"kept: {line}" for line in self.kept),
+            *(f"trouble: {line}" for line in self.trouble),
+        ]
+
+
+class Session:
+    """The sandbox of one pytest process, started when it is first needed."""
+
+    def __init__(self, settings: Settings, root: Path, identity: Identity, progress: Progress) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.notes = Notes()
+        self._root = root
+        self._progress = progress
+        self._sandbox: Sandbox | None = None
+        self._failure: PgsandboxError | None = None
+        self._background: threading.Thread | None = None
+        self._exported: dict[str, str] = {}
+        self._before: dict[str, str | None] = {}
+        self._is_dirty = False
+        self._lowered = False
+
+    # Start -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The sandbox, not necessarily started."""
+        if self._sandbox is None:
+            from pgsandbox.lease import end_with
+            from pgsandbox.sandbox import Sandbox
+
+            who = self.identity
+            if who.is_worker:
+                end_with(os.getppid())
+            self._sandbox = Sandbox(
+                self.settings,
+                root=self._root,
+                run=who.run,
+                worker=who.worker,
+                workers=who.workers,
+                progress=self._progress,
+            )
+        return self._sandbox
+
+    def prepare_in_background(self) -> None:
+        """Start what all workers need while they themselves are still starting."""
+
+        def prepare() -> None:
+            with contextlib.suppress(PgsandboxError):  # recorded in the run: every worker raises it
+                self.sandbox.prepare()
+
+        self._background = threading.Thread(target=prepare, name="pgsandbox-prepare", daemon=True)
+        self._background.start()
+
+    @property
+    def database(self) -> Database:
+        """This worker's database. Raises PgsandboxError, the same one each time, at once."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self.sandbox.database()
+        except PgsandboxError as problem:
+            self._failure = problem
+            raise
+
+    def describe(self) -> str:
+        """The header's line: which engine, version and scope, how many connections, and why that engine."""
+        try:
+            choice, scope = self.sandbox.choice, self.sandbox.scope
+        except PgsandboxError as problem:
+            return problem.message
+        workers = f"{self.identity.workers} worker{'s' if self.identity.workers != 1 else ''}"
+        why = f" ({choice.why})" if choice.why else ""
+        return (
+            f"PostgreSQL {choice.version}, {choice.engine}: {choice.what}{why}, scope {scope}, "
+            f"{workers} of {self.settings.connections} connections, isolation {self.settings.isolation}"
+        )
+
+    # Environment -----------------------------------------------------------------------------------------------------
+
+    def export(self) -> None:
+        """Set DATABASE_URL, the PG* variables and those of the setting env to this worker's database.
+
+        Where that can't be started, to a dead URL, so that what is imported early fails with a name that explains.
+        """
+        try:
+            environ = self.database.env
+        except PgsandboxError:
+            self.export_dead("pgsandbox-could-not-start.invalid")
+            return
+        self._export(environ)
+
+    def export_dead(self, host: str) -> None:
+        """Set them to a URL that leads nowhere, whose host says why."""
+        url = f"postgresql://pgsandbox@{host}:1/none"
+        environ = {"DATABASE_URL": url, "PGHOST": host, "PGPORT": "1", "PGUSER": "pgsandbox", "PGDATABASE": "none"}
+        self._export(environ)
+        self._exported = {}
+
+    def _export(self, environ: dict[str, str]) -> None:
+        self._exported = {**environ, **dict.fromkeys(self.settings.env, environ["DATABASE_URL"])}
+        for name in (*self._exported, *_MISLEADING):
+            self._before.setdefault(name, os.environ.get(name))
+        os.environ.update(self._exported)
+        for name in _MISLEADING:
+            os.environ.pop(name, None)
+
+    def check_environment(self) -> None:
+        """Raise UsageError, saying who won, if a variable that was exported has been overwritten since."""
+        for name, ours in self._exported.items():
+            theirs = os.environ.get(name)
+            if theirs != ours and (name == "DATABASE_URL" or name in self.settings.env):
+                raise UsageError(
+                    f"{name} is no longer what pgsandbox set it to",
+                    why=f"it is {_masked(theirs)} now{_written_in(name, theirs, self._root)}",
+                    hint="load_dotenv() leaves alone what is set, load_dotenv(override=True) does not; "
+                    "if it is meant, leave out -p pgsandbox and use the fixture pgsandbox_url",
+                )
+
+    # Tests -----------------------------------------------------------------------------------------------------------
+
+    def begin_test(self, *, isolation: str, connections: int | None) -> Database:
+        """The database at its baseline, its budget lowered to `connections` if given. Raises PgsandboxError."""
+        database = self.database
+        self.check_environment()
+        if isolation in ("reset", "clone", "rollback") and self._is_dirty:
+            database.reset()
+            self._is_dirty = False
+        if connections is not None:
+            self.sandbox.limit(database, connections)
+            self._lowered = True
+        return database
+
+    def end_test(self, test: str, *, failed: bool) -> str | None:
+        """Note what the test leaves behind; what it leaked, in words. Never raises."""
+        if self._sandbox is None or self._failure is not None or not self._sandbox.is_started:
+            return None
+        self._is_dirty = True
+        leak: str | None = None
+        try:
+            database = self.database
+            if self._lowered:
+                self.sandbox.limit(database, None)
+                self._lowered = False
+            if self.settings.leaks != "ignore":
+                leak = self.sandbox.leaked(database)
+            if failed and self.settings.keep == "failed":
+                self.notes.kept.append(f"{test}: {self.sandbox.keep(database)}")
+        except Exception as problem:
+            self.notes.trouble.append(f"after {test}: {problem}")
+        if leak:
+            self.notes.leaked.append(f"{test}: {leak}")
+        return leak
+
+    def holders(self) -> str:
+        """Who holds this worker's connections, in words; for a test that ran out of them."""
+        return self.sandbox.holders(self.database)
+
+    # End -------------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give back the environment, and end the servers, or this worker's part in them. Never raises."""
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._before = {}
+        if self._background is not None:
+            self._background.join(_JOIN_TIMEOUT)
+        sandbox, self._sandbox = self._sandbox, None
+        if sandbox is None:
+            return
+        try:
+            if self.identity.is_worker:
+                sandbox.close()
+            else:
+                self.notes.trouble.extend(sandbox.stop())
+        except Exception as problem:
+            self.notes.trouble.append(str(problem))
+
+
+def _masked(url: str | None) -> str:
+    return "not set" if url is None else re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+
+
+def _written_in(name: str, value: str | None, root: Path) -> str:
+    """The `.env` file that has exactly this value for `name`, if one does."""
+    for file in dict.fromkeys((Path.cwd() / ".env", root / ".env")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                key, _, text = line.removeprefix("export ").partition("=")
+                if key.strip() == name and text.strip().strip("'\"") == value:
+                    return f", as {file.name} says: a dotenv loader won"
+    return ""

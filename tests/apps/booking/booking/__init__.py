@@ -1,0 +1,1 @@
+"""A multi-tenant booking service for rooms, on PostgreSQL."""

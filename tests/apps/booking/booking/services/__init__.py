@@ -1,0 +1,1 @@
+"""What the application does: each function takes the caller's session, and leaves the commit to the caller."""
