@@ -60,6 +60,14 @@ def cli() -> None:
     """
 
 
+def _complete_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    here = str(sources.find_root(Path.cwd()))
+    return [one.name for one in named.all_named() if one.name.startswith(incomplete) and one.project == here]
+
+
+_name_argument = click.argument("name", required=False, shell_complete=_complete_names)
+
+
 def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """A flag for each setting, under the name that pytest knows it by and, where free, without the prefix."""
     for name, setting in reversed(SETTINGS.items()):
@@ -100,7 +108,7 @@ def _narration() -> Iterator[Callable[[str], None]]:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@_name_argument
 @click.option("--json", "as_json", is_flag=True, help="print all about it as JSON")
 @click.option("--env", "as_env", is_flag=True, help='print shell commands: eval "$(pgsandbox up --env)"')
 @_with_settings
@@ -123,7 +131,7 @@ def up(name: str | None, as_json: bool, as_env: bool, **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@_name_argument
 @click.option("--all", "all_", is_flag=True, help="end all of this project's")
 def down(name: str | None, all_: bool) -> None:
     """End a sandbox: its server, its data, everything."""
@@ -155,19 +163,20 @@ def list_(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@_name_argument
 def url(name: str | None) -> None:
     """Print a sandbox's URL."""
     click.echo(named.find(name).url)
 
 
 @cli.command()
-@click.argument("name", required=False)
+@_name_argument
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def psql(name: str | None, args: tuple[str, ...]) -> None:
     """Open psql on a sandbox; what follows -- goes to psql: pgsandbox psql -- -c 'SELECT 1'."""
     if name and name.startswith("-"):  # `psql -- -c …`: there was no NAME
-        name, args = None, (name, *args)
+        args = (name, *args)
+        name = None
     found = named.find(name)
     command = named.psql_command(found)
     sys.stdout.flush()
@@ -175,7 +184,7 @@ def psql(name: str | None, args: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
+@_name_argument
 @click.option("-n", "--lines", default=50, show_default=True, help="how many lines")
 def logs(name: str | None, lines: int) -> None:
     """Print the last lines of a sandbox's server log."""
@@ -273,12 +282,3 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(cli, {}, "pgsandbox", "_PGSANDBOX_COMPLETE").source())
-
-
-def _complete_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    here = str(sources.find_root(Path.cwd()))
-    return [one.name for one in named.all_named() if one.name.startswith(incomplete) and one.project == here]
-
-
-for _command in (down, url, psql, logs):
-    _command.params[0]._custom_shell_complete = _complete_names  # type: ignore[attr-defined]  # noqa: SLF001

@@ -30,6 +30,18 @@ class Address:
         user, password, name = (quote(part, safe="") for part in (self.user, self.password, self.name))
         return f"{scheme}://{user}:{password}@{host}:{self.port}/{name}"
 
+    @property
+    def env(self) -> dict[str, str]:
+        """DATABASE_URL and libpq's variables (manual, chapter 32.15)."""
+        return {
+            "DATABASE_URL": self.url(),
+            "PGHOST": self.host,
+            "PGPORT": str(self.port),
+            "PGUSER": self.user,
+            "PGPASSWORD": self.password,
+            "PGDATABASE": self.name,
+        }
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -73,14 +85,7 @@ class Database:
     @property
     def env(self) -> dict[str, str]:
         """The environment that libpq and most frameworks read: DATABASE_URL, PGHOST, PGPORT, PGUSER, and so on."""
-        return {
-            "DATABASE_URL": self.url,
-            "PGHOST": self.address.host,
-            "PGPORT": str(self.address.port),
-            "PGUSER": self.address.user,
-            "PGPASSWORD": self.address.password,
-            "PGDATABASE": self.address.name,
-        }
+        return self.address.env
 
     def connect(self, **options: Any) -> psycopg.Connection[Any]:
         """An open psycopg connection, which the caller closes; `options` are psycopg.connect's."""

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ from pathlib import Path
 from pgsandbox.errors import NotReadyError
 from pgsandbox.places import private
 
-if sys.platform == "win32":  # there the container's own watch is the only lease
-    fcntl = None
-else:
+try:
     import fcntl
+except ImportError:  # Windows: there the container's own watch is the only lease
+    fcntl = None  # type: ignore[assignment]
 
 _FILE = "lease"
 _SUPERVISED = "supervised"

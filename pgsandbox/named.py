@@ -60,7 +60,11 @@ class Named:
     def age(self) -> str:
         """How long ago it was made, in words."""
         seconds = max(0, int(time.time() - self.created))
-        return next(f"{seconds // size}{unit}" for unit, size in (("h", 3600), ("m", 60), ("s", 1)) if seconds >= size or size == 1)
+        return next(
+            f"{seconds // size}{unit}"
+            for unit, size in (("h", 3600), ("m", 60), ("s", 1))
+            if seconds >= size or size == 1
+        )
 
     @property
     def shown_ttl(self) -> str:
@@ -142,7 +146,9 @@ def psql_command(found: Named) -> list[str]:
         variables = [word for name in ("PGUSER", "PGPASSWORD", "PGDATABASE") for word in ("--env", name)]
         inside = ["--env", "PGHOST=127.0.0.1", "--env", "PGPORT=5432"]
         return ["docker", "exec", "--interactive", "--tty", *variables, *inside, f"pgsandbox-{found.token}", "psql"]
-    raise EngineError("psql was not found", looked_at=("PATH", "the local binaries"), hint="install PostgreSQL's client")
+    raise EngineError(
+        "psql was not found", looked_at=("PATH", "the local binaries"), hint="install PostgreSQL's client"
+    )
 
 
 def logs(found: Named, lines: int) -> str:
@@ -164,9 +170,10 @@ def prune() -> list[str]:
     """Remove what is provably ours and dead, containers included; what was removed."""
     removed = sweep.sweep()
     with contextlib.suppress(EngineError):
-        from pgsandbox.engines.docker import remove_orphans
+        from pgsandbox.engines.docker import connect, remove_orphans
 
-        removed += remove_orphans()
+        with contextlib.closing(connect()) as client:
+            removed += remove_orphans(client)
     return removed
 
 
@@ -220,7 +227,9 @@ def _read(folder: Path, name: str) -> Named | None:
 def _end(found: Named) -> None:
     folder = folder_of(found.run) / "servers" / found.token
     if not supervised.end(folder, timeout=_END_TIMEOUT):
-        raise ServerError(f"the sandbox {found.name} did not end within {_END_TIMEOUT:g}s", hint="try `pgsandbox prune`")
+        raise ServerError(
+            f"the sandbox {found.name} did not end within {_END_TIMEOUT:g}s", hint="try `pgsandbox prune`"
+        )
 
 
 def _check_agreement(found: Named, settings: Settings) -> None:

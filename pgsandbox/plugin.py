@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         elif isinstance(setting.default, tuple):
             more["action"] = "append"
         group.addoption(*spellings, dest=f"pgsandbox_{name}", default=None, help=f"{help_} [pgsandbox]", **more)
-        kind = "linelist" if isinstance(setting.default, tuple) else "string"
+        kind: Literal["linelist", "string"] = "linelist" if isinstance(setting.default, tuple) else "string"
         parser.addini(f"pgsandbox_{name}", f"{help_} [pgsandbox]", type=kind, default=None)
 
 
@@ -257,7 +257,7 @@ def _begin_test(item: pytest.Item) -> Database:
     named = _URL_FIXTURES.intersection(getattr(item, "fixturenames", ()))
     if isolation == "rollback" and named:
         raise UsageError(
-            f"isolation = rollback can't isolate the fixture {sorted(named)[0]}",
+            f"isolation = rollback can't isolate the fixture {min(named)}",
             why="it hands out a URL, and what is committed through that stays",
             hint="use pgsandbox_connection, or isolation = reset",
         )

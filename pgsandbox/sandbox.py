@@ -344,7 +344,7 @@ class Sandbox:
         *,
         held_by: Path | None,
         workers: int,
-        seed: str | None = None,
+        seed: dict[str, Any] | None = None,
         for_seed: bool = False,
     ) -> Server:
         token = places.new_token()
@@ -364,7 +364,7 @@ class Sandbox:
         )
         running = engines.named(self.choice.engine).start(self.choice, order, self._progress)
         server = Server(running)
-        server.admin  # noqa: B018 -- connects: from here on the connection is a lease, too
+        server.connect()
         return server
 
     def _build(self, server: Server) -> template.Facts:

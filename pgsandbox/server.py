@@ -6,14 +6,16 @@ import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from pgsandbox import scram, tuning
-from pgsandbox.engines import Running
 from pgsandbox.errors import NotReadyError, ServerError
+
+if TYPE_CHECKING:
+    from pgsandbox.engines import Running
 
 _CONNECT_TIMEOUT = 10
 
@@ -119,6 +121,10 @@ class Server:
                 hint="if it was stopped on purpose, run again; otherwise look at its log with `pgsandbox logs`",
             ) from problem
 
+    def connect(self) -> None:
+        """Open the admin connection, if it is not open. Raises ServerError."""
+        assert self.admin
+
     def close(self) -> None:
         """Close the admin connection."""
         if self._admin is not None:
@@ -192,7 +198,7 @@ class Server:
 
         A copy of files where the server is ours: it writes no WAL, so that a neighbour has none to wait for.
         """
-        copy = sql.SQL("")
+        copy: sql.Composable = sql.SQL("")
         if template is not None:
             copy = sql.SQL("TEMPLATE {}").format(sql.Identifier(template))
             if self.is_ours and self.version_num >= 150000:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pgsandbox.errors import SettingsError
 
@@ -31,12 +31,12 @@ _T = TypeVar("_T")
 
 def _setting(default: _T, parse: Callable[[Raw], _T], help_: str, *, metavar: str = "VALUE") -> _T:
     meta = {"parse": parse, "help": help_, "metavar": metavar}
-    return cast("_T", field(default=default, metadata=meta))
+    return field(default=default, metadata=meta)
 
 
 def _text(raw: Raw) -> str:
     if isinstance(raw, (list, bool)):
-        raise ValueError("is not a text")
+        raise ValueError("is not a text")  # noqa: TRY004 -- every parser says ValueError
     text = str(raw).strip()
     if not text:
         raise ValueError("is empty")
@@ -187,7 +187,7 @@ class Settings:
     timeout: float = _setting(60.0, _duration, "deadline for a start, and for each init step", metavar="TIME")
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
-    def shown(self, name: str) -> str:
+    def shown(self, name: str) -> str:  # noqa: PLR0911 -- one line for each kind of value
         """The value of setting `name` as text, a password in it masked."""
         value = getattr(self, name)
         if value is None or value == ():

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, LiteralString, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pgsandbox import command
 from pgsandbox.errors import PgsandboxError, TemplateError
@@ -25,8 +25,10 @@ KINDS = "file.sql, dir/*.sql, python:module:function, command: a command line"
 class Step(Protocol):
     """One thing to do to a database on its way to be the template."""
 
-    text: str
-    """The step as the user wrote it."""
+    @property
+    def text(self) -> str:
+        """The step as the user wrote it."""
+        ...
 
     def run(self, database: Database, context: Context) -> None:
         """Do it; raises TemplateError with the step's own output."""
@@ -105,7 +107,7 @@ class SqlStep:
         timeout = f"{int(context.timeout * 1000)}ms"
         with database.connect(autocommit=True, options=f"-c statement_timeout={timeout}") as connection:
             try:
-                connection.execute(cast("LiteralString", source))
+                connection.execute(source.encode())
             except psycopg.Error as problem:
                 raise self._failed(source, problem) from problem
 

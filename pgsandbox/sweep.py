@@ -24,9 +24,9 @@ def sweep(*, keep: Path | None = None) -> list[str]:
             removed.extend(_sweep_server(folder))
     for run_folder in all_runs().iterdir():
         servers = run_folder / "servers"
-        if not servers.exists() or not any(servers.iterdir()):
-            if _is_idle(run_folder) and lease.remove_if_dead(run_folder):
-                removed.append(f"run {run_folder.name}")
+        is_empty = not servers.exists() or not any(servers.iterdir())
+        if is_empty and _is_idle(run_folder) and lease.remove_if_dead(run_folder):
+            removed.append(f"run {run_folder.name}")
     return removed
 
 

@@ -14,11 +14,11 @@ from psycopg import sql
 from pgsandbox import scram, steps
 from pgsandbox.database import Address, Database
 from pgsandbox.errors import PgsandboxError, TemplateError
-from pgsandbox.server import Server
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
     from pgsandbox.isolation import Isolation
+    from pgsandbox.server import Server
     from pgsandbox.settings import Settings
 
 

@@ -16,7 +16,7 @@ from pgsandbox import lease, places, scram
 from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
 from pgsandbox.engines.topology import Topology, topology
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
-from pgsandbox.run import read_record, write_record
+from pgsandbox.run import all_runs, read_record, write_record
 
 if TYPE_CHECKING:
     import docker
@@ -46,10 +46,10 @@ class DockerEngine:
 
     def find(self, settings: Settings, progress: Progress) -> Choice:
         """The image that would be started, pulled if need be. Raises EngineError."""
-        client = connect()
         wanted = settings.version or DEFAULT_MAJOR
         name = settings.image.replace("{version}", str(wanted))
-        image = _image(client, name, progress)
+        with contextlib.closing(connect()) as client:
+            image = _image(client, name, progress)
         config = image.attrs["Config"]
         environ = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
         command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
@@ -80,17 +80,17 @@ class DockerEngine:
 
     def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """A running server; raises ServerError, NotReadyError or EngineError."""
-        client = connect()
-        where = topology(client)
-        remove_orphans(client=client)
         name = f"pgsandbox-{order.token}"
         spec = {"engine": self.name, "container": name, "seed": _seed_tag(order) if order.for_seed else None}
-        handle = supervised.start_for(order, spec)
-        try:
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(contextlib.closing(connect()))
+            where = topology(client)
+            remove_orphans(client)
+            stack.callback(supervised.start_for(order, spec).detach)
             progress(f"starting {choice.what}")
             password = order.seed["password"] if order.seed else scram.new_password()
-            create = {"name": name, "choice": choice, "order": order, "password": password, "where": where}
-            container, output = _run(client, **create)
+            container, output = _run(client, name=name, choice=choice, order=order, password=password, where=where)
+            stack.callback(output.close)
             write_record(order.folder / _CONTAINER, {"id": container})
             host, port = where.address(client, container)
             password, version = ready.wait_and_rekey(
@@ -102,9 +102,6 @@ class DockerEngine:
                 died=lambda: _died(output, choice),
                 last_words=lambda: output.tail(5),
             )
-        finally:
-            handle.detach()
-            client.close()
         return Running(
             engine=self.name,
             token=order.token,
@@ -120,38 +117,38 @@ class DockerEngine:
     def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
         """An image of the cluster of `running`, its server stopped cleanly."""
         del timeout
-        client = connect()
-        container = running.detail["container"]
-        done = client.api.exec_start(client.api.exec_create(container, ["sh", "-c", _STOP])["Id"])
-        if b"clean" not in done:
-            raise ServerError(
-                "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
-            )
-        tag = f"pgsandbox-seed:{running.token}"
-        repository, _, version = tag.partition(":")
-        # What the commit is not told, it takes over from the container: its password among others.
-        conf = {"Env": ["POSTGRES_PASSWORD=", f"PGSANDBOX_SEED={running.token}"]}
-        client.api.commit(container, repository=repository, tag=version, conf=conf)
-        client.api.remove_container(container, force=True, v=True)
+        with contextlib.closing(connect()) as client:
+            container = running.detail["container"]
+            done = client.api.exec_start(client.api.exec_create(container, ["sh", "-c", _STOP])["Id"])
+            if b"clean" not in done:
+                raise ServerError(
+                    "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
+                )
+            tag = f"pgsandbox-seed:{running.token}"
+            repository, _, version = tag.partition(":")
+            # What the commit is not told, it takes over from the container: its password among others.
+            conf = {"Env": ["POSTGRES_PASSWORD=", f"PGSANDBOX_SEED={running.token}"]}
+            client.api.commit(container, repository=repository, tag=version, conf=conf)
+            client.api.remove_container(container, force=True, v=True)
         return {"image": tag, "password": running.password}
 
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines that the container printed."""
         import docker
 
-        client = connect()
-        try:
-            said = client.api.logs(running.detail["container"], tail=lines, stdout=True, stderr=True)
-        except docker.errors.APIError as problem:
-            raise ServerError("the container's log can't be read", why=problem.explanation) from problem
+        with contextlib.closing(connect()) as client:
+            try:
+                said = client.api.logs(running.detail["container"], tail=lines, stdout=True, stderr=True)
+            except docker.errors.APIError as problem:
+                raise ServerError("the container's log can't be read", why=problem.explanation) from problem
         return str(said.decode("utf-8", errors="replace")).rstrip()
 
     def grant(self, running: Running, seconds: float) -> None:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
         supervised.grant(Path(running.folder), seconds)
-        client = connect()
         command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}"]
-        client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
+        with contextlib.closing(connect()) as client:
+            client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
 
 
 _STOP = """\
@@ -244,10 +241,13 @@ def connect() -> docker.DockerClient:
     logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
     address = get_docker_host() or "unix:///var/run/docker.sock"
     before = os.environ.get("DOCKER_HOST")
+    client = None
     try:
         client = DockerClient(timeout=_API_TIMEOUT).client
         client.ping()
     except (docker.errors.DockerException, OSError) as problem:
+        if client is not None:
+            client.close()
         raise _no_answer(address, problem) from problem
     finally:
         if before is None:  # that client exports what it finds; the user's environment is not ours to change
@@ -255,11 +255,8 @@ def connect() -> docker.DockerClient:
     return client
 
 
-def remove_orphans(*, client: docker.DockerClient | None = None) -> list[str]:
+def remove_orphans(client: docker.DockerClient) -> list[str]:
     """Remove containers of this user of this machine whose server's folder is gone or dead; their names."""
-    client = client or connect()
-    from pgsandbox.run import all_runs
-
     removed: list[str] = []
     for found in client.api.containers(all=True, filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
         token = found["Labels"].get(LABEL_SERVER, "")
@@ -376,12 +373,18 @@ class _Output:
 
     def __init__(self, stream: Any) -> None:
         self._lines: collections.deque[str] = collections.deque(maxlen=200)
+        self._stream = stream
         self.ended = threading.Event()
         threading.Thread(target=self._gather, args=(stream,), name="pgsandbox-container-output", daemon=True).start()
 
     def tail(self, lines: int) -> str:
         """The last `lines` lines."""
         return "\n".join(list(self._lines)[-lines:])
+
+    def close(self) -> None:
+        """Hear no more of it."""
+        with contextlib.suppress(Exception):  # the container may have closed it first
+            self._stream.close()
 
     def _gather(self, stream: Any) -> None:
         pending = ""

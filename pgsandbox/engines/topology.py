@@ -24,7 +24,7 @@ class Topology:
     network: str | None = None
     """The network to put the container into; None for the daemon's default."""
 
-    def bindings(self) -> dict[str, Any]:
+    def bindings(self) -> dict[int | str, Any]:
         """What to publish: always a port that the daemon chooses."""
         return {} if self.publish is None else {"5432/tcp": (self.publish,)}
 
@@ -32,7 +32,8 @@ class Topology:
         """The network to attach to at creation, or None."""
         if self.network is None:
             return None
-        return client.api.create_networking_config({self.network: client.api.create_endpoint_config()})
+        endpoints: Any = {self.network: client.api.create_endpoint_config()}
+        return client.api.create_networking_config(endpoints)
 
     def address(self, client: docker.DockerClient, container: str) -> tuple[str, int]:
         """Host and port that reach the container. Raises EngineError when it has none."""

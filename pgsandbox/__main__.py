@@ -1,0 +1,5 @@
+"""`python -m pgsandbox` is `pgsandbox`."""
+
+from pgsandbox.cli import main
+
+main()
