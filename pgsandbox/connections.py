@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pgsandbox.server import Server
+
+_LAG = 0.25
+"""Seconds that the server may take to notice that a connection was closed."""
 
 
 def leaked(server: Server, database: str) -> str | None:
@@ -13,22 +17,29 @@ def leaked(server: Server, database: str) -> str | None:
 
     Idle connections are an application's pool and no leak; one that is busy or in a transaction would keep its locks.
     """
-    rows = server.execute(
+    deadline = time.monotonic() + _LAG
+    while rows := server.execute(
         """
         SELECT pid, state, left(query, 80) FROM pg_stat_activity
         WHERE datname = %s AND pid <> pg_backend_pid() AND state IN ('active', 'idle in transaction',
               'idle in transaction (aborted)') ORDER BY pid
         """,
         [database],
-    )
+    ):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
     if not rows:
         return None
     what = "; ".join(f"{state}: {query}" for _, state, query in rows)
     return f"{len(rows)} connection{'s' if len(rows) > 1 else ''} ({what})"
 
 
-def holders(server: Server, database: str, role: str, budget: int) -> str:
-    """Who holds the connections of `role`, a line each, longest first."""
+def holders(server: Server, role: str) -> str | None:
+    """Who holds the connections of `role`, a line each, longest first; None if the server has no such role."""
+    found = server.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = %s", [role])
+    if not found:
+        return None
     rows = server.execute(
         """
         SELECT pid, state, now() - state_change, application_name, left(query, 80) FROM pg_stat_activity
@@ -36,7 +47,7 @@ def holders(server: Server, database: str, role: str, budget: int) -> str:
         """,
         [role],
     )
-    lines = [f"{len(rows)} of the {budget} connections of {database} are held:"]
+    lines = [f"{len(rows)} of the {found[0][0]} connections of {role} are held:"]
     for pid, state, since, application, query in rows:
         lines.append(f"  pid {pid}, {state} for {since.total_seconds():.1f}s, {application or 'unnamed'}: {query}")
     lines.append(

@@ -26,6 +26,7 @@ except ImportError:  # Windows: there the container's own watch is the only leas
 _FILE = "lease"
 _SUPERVISED = "supervised"
 _REMOVAL_DEADLINE = 10.0
+_PROBE_DEADLINE = 0.2
 
 
 class Lease:
@@ -95,12 +96,21 @@ def is_held(folder: Path) -> bool:
         return not free
 
 
-def supervise(folder: Path) -> Lease:
-    """The mark of the one process that looks after `folder`; released by its death."""
+def supervise(folder: Path) -> Lease | None:
+    """The mark of the one process that looks after `folder`, released by its death; None if another one has it.
+
+    Those who ask `is_supervised` have the lock for an instant, so that one refusal says nothing.
+    """
     descriptor = _open(folder / _SUPERVISED)
-    if descriptor is None or not _lock(descriptor, exclusive=True):
-        raise NotReadyError(f"{folder} has a supervisor already")
-    return Lease(folder, descriptor)
+    deadline = time.monotonic() + _PROBE_DEADLINE
+    while descriptor is not None:
+        if _lock(descriptor, exclusive=True):
+            return Lease(folder, descriptor)
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            break
+        time.sleep(0.002)
+    return None
 
 
 def is_supervised(folder: Path) -> bool:
@@ -111,7 +121,7 @@ def is_supervised(folder: Path) -> bool:
     if descriptor is None:
         return False
     try:
-        return not _lock(descriptor, exclusive=True)
+        return not _lock(descriptor, exclusive=False)  # shared: two who ask must not take each other for one
     finally:
         os.close(descriptor)
 

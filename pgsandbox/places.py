@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import sys
@@ -15,6 +16,7 @@ from pgsandbox.errors import PlaceError
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- a tmpfs, cleared at boot; what we make there is checked to be ours
 _ROOM_FOR_A_SERVER = 512 << 20
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def runtime_root() -> Path:
@@ -54,6 +56,8 @@ def cache_root() -> Path:
 def home_id() -> str:
     """What tells this user's `runtime_root`, on this boot of this machine, from all others; made when first asked."""
     file = runtime_root() / "id"
+    if file.exists() and not _ID.fullmatch(file.read_text(encoding="ascii", errors="replace")):
+        file.unlink(missing_ok=True)  # damaged; an empty one would be the id of everything that has none
     if not file.exists():
         fresh = file.with_name(f"id.{new_token()}")
         fresh.write_text(secrets.token_hex(16), encoding="ascii")
@@ -68,15 +72,21 @@ def private(folder: Path) -> Path:
 
     Raises PlaceError when it can't be made, is a link, belongs to somebody else, or is open to others.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        pass
-    except OSError as problem:
-        raise unusable(folder, problem) from problem
-    else:
-        folder.chmod(0o700)
-    found = folder.lstat()
+    found = None
+    while found is None:  # whoever removes the dead may be faster than we look
+        try:
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                folder.chmod(0o700)
+        except FileNotFoundError:
+            if folder.parent.is_dir():
+                continue
+            raise
+        except OSError as problem:
+            raise unusable(folder, problem) from problem
+        with contextlib.suppress(FileNotFoundError):
+            found = folder.lstat()
     if sys.platform == "win32":  # no owner or mode to speak of
         return folder
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
@@ -88,15 +98,16 @@ def private(folder: Path) -> Path:
     return folder
 
 
-def unusable(folder: Path, problem: OSError) -> PlaceError:
-    """The error for a folder that the operating system refuses, in words."""
+def unusable(folder: Path, problem: OSError, *, hint: str | None = None) -> PlaceError:
+    """The error for a folder that the operating system refuses, in words; `hint` replaces the general one."""
+    writable = "make it writable, or set TMPDIR to a folder that is"
     reasons = {
         errno.ENOSPC: ("no space is left there", "free some space, or remove what `pgsandbox ls` shows with `down`"),
-        errno.EROFS: ("the file system is read-only", "mount it writable, or set XDG_CACHE_HOME to a writable folder"),
-        errno.EACCES: ("permission denied", "make it writable, or set XDG_CACHE_HOME to a writable folder"),
+        errno.EROFS: ("the file system is read-only", hint or writable),
+        errno.EACCES: ("permission denied", hint or writable),
     }
-    why, hint = reasons.get(problem.errno or 0, (problem.strerror or str(problem), None))
-    return PlaceError(f"{folder} can't be written", why=why, hint=hint)
+    why, remedy = reasons.get(problem.errno or 0, (problem.strerror or str(problem), hint))
+    return PlaceError(f"{folder} can't be written", why=why, hint=remedy)
 
 
 def new_token() -> str:
@@ -108,7 +119,7 @@ def digest(*parts: str) -> str:
     """Twelve hexadecimal digits that stand for `parts`."""
     import hashlib
 
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode("\0".join(parts))).hexdigest()[:12]
 
 
 def _user() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pgsandbox.session import Session
 
 _NAME = "pgsandbox"
+_NAMES = frozenset({_NAME, __name__})
+"""What `-p` may call it."""
+
 _SESSION = pytest.StashKey["Session"]()
 _NAMED = pytest.StashKey[bool]()
 _FAILED = pytest.StashKey[bool]()
@@ -33,8 +36,8 @@ _LOOKING = (
     "showfixtures",
     "show_fixtures_per_test",
     "markers",
-    "setuponly",
     "setupplan",
+    "cacheshow",
 )
 
 
@@ -66,7 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> Generator[None]:
     """Before any conftest file is imported: read the settings, and where named on purpose, export the URL."""
     with _as_usage_error():
-        _begin(early_config, args)
+        _begin(early_config, early_config.known_args_namespace, args)
     return (yield)
 
 
@@ -81,13 +84,21 @@ def pytest_configure(config: pytest.Config) -> None:
         from pgsandbox import xdist
 
         config.pluginmanager.register(xdist, "pgsandbox-xdist")
-    session = config.stash.get(_SESSION, None)
-    if session is None or session.identity.worker != "controller":
+    if _SESSION not in config.stash:  # named in a conftest file's pytest_plugins: that is late
+        with _as_usage_error():
+            _begin(config, config.option, [])
+    session = session_of(config)
+    if session.identity.worker != "controller":
         return
-    session.identity = type(session.identity)(session.identity.run, "controller", _workers(config))
-    session.identity.announce()
-    if config.stash[_NAMED] and not _is_looking(config.option):
-        session.prepare_in_background()
+    is_wanted = config.stash[_NAMED] and not _is_looking(config.option)
+    if config.getoption("tx", None):
+        session.announce(_workers(config))
+        if is_wanted:
+            session.prepare_in_background()
+    else:  # xdist looked at its options, and starts no worker
+        session.become_main()
+        if is_wanted:
+            session.export()
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -118,11 +129,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         session.close()
 
 
-def _begin(config: pytest.Config, args: list[str]) -> None:
+def _begin(config: pytest.Config, options: Any, args: list[str]) -> None:
     from pgsandbox import session as sessions
     from pgsandbox import sources
 
-    options = config.known_args_namespace
     _refuse_unknown_flags(args)
     given = {name: getattr(options, f"pgsandbox_{name}", None) for name in SETTINGS}
     settings = sources.load(
@@ -131,11 +141,11 @@ def _begin(config: pytest.Config, args: list[str]) -> None:
         overrides=getattr(options, "override_ini", None) or (),
         root=config.rootpath,
     )
-    is_named = _NAME in (options.plugins or ()) or bool(settings.env)
+    is_named = not _NAMES.isdisjoint(options.plugins or ()) or bool(settings.env)
     identity = sessions.worker_identity()
     if identity is None:
         identity = sessions.new_identity("controller" if _is_parallel(options) else "main")
-    session = sessions.Session(settings, config.rootpath, identity, _narrator(is_quiet=identity.is_worker))
+    session = sessions.Session(settings, config.rootpath, identity, _narrator(config, is_quiet=identity.is_worker))
     config.stash[_SESSION], config.stash[_NAMED] = session, is_named
     config.add_cleanup(session.close)
     if not is_named:
@@ -182,19 +192,24 @@ def _workers(config: pytest.Config) -> int:
     return max(1, sum(int(head) if star and head.isdigit() else 1 for head, star, _ in specs))
 
 
-def _narrator(*, is_quiet: bool) -> Callable[[str], None]:
-    """Tells on the terminal, past pytest's capture, what a start is doing once it takes more than a moment."""
+def _narrator(config: pytest.Config, *, is_quiet: bool) -> Callable[[str], None]:
+    """Tells on the terminal, past pytest's capture, what a start is doing once it takes more than a moment.
+
+    A line a second at most: an image that is pulled has much to say.
+    """
     import time
 
     if is_quiet or not sys.stderr.isatty():
         return lambda _text: None
-    terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
-    begun = time.monotonic()
+    terminal = os.dup(2)
+    config.add_cleanup(lambda: os.close(terminal))
+    quiet_until = time.monotonic() + 1.5
 
     def narrate(text: str) -> None:
-        if time.monotonic() - begun > 1.5:
-            terminal.write(f"{_NAME}: {text}\n")
-            terminal.flush()
+        nonlocal quiet_until
+        if time.monotonic() >= quiet_until:
+            quiet_until = time.monotonic() + 1.0
+            os.write(terminal, f"{_NAME}: {text}\n".encode(errors="replace"))
 
     return narrate
 
@@ -210,24 +225,27 @@ def _as_usage_error() -> Iterator[None]:
 # Tests ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Bring the database to its baseline before any fixture of the test runs, those of wider scope included."""
-    if _wants_database(item):
+    """Bring the database to its baseline before any fixture of the test runs, those of wider scope included.
+
+    Not `tryfirst`: that is where tests are skipped, and a skipped test needs no database.
+    """
+    if _wants_database(item) and not item.config.option.setupplan:
         with _in_words():
             _begin_test(item)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
-    """After all fixtures: what did the test leave behind?"""
+    """After all fixtures: what did the test leave behind? An error of their own comes first."""
+    session = session_of(item.config)
     try:
-        return (yield)
+        result = yield
     finally:
-        session = session_of(item.config)
         leak = session.end_test(item.nodeid, failed=item.stash.get(_FAILED, False))
-        if leak and session.settings.leaks == "fail":
-            pytest.fail(f"pgsandbox: this test leaked {leak}", pytrace=False)
+    if leak and session.settings.leaks == "fail":
+        pytest.fail(f"pgsandbox: this test leaked {leak}", pytrace=False)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)
@@ -236,9 +254,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
-        if "too many connections for" in report.longreprtext:
-            with contextlib.suppress(PgsandboxError):
-                report.sections.append((_NAME, session_of(item.config).holders()))
+        holders = session_of(item.config).holders(item.nodeid, report.longreprtext)
+        if holders is not None:
+            report.sections.append((_NAME, holders))
     return report
 
 
@@ -254,14 +272,17 @@ def _wants_database(item: pytest.Item) -> bool:
 
 def _begin_test(item: pytest.Item) -> Database:
     isolation, connections = _asked(item)
-    named = _URL_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-    if isolation == "rollback" and named:
+    _check_isolates(isolation, _URL_FIXTURES.intersection(getattr(item, "fixturenames", ())))
+    return session_of(item.config).begin_test(isolation=isolation, connections=connections)
+
+
+def _check_isolates(isolation: str, fixtures: Iterable[str]) -> None:
+    if isolation == "rollback" and fixtures:
         raise UsageError(
-            f"isolation = rollback can't isolate the fixture {min(named)}",
+            f"isolation = rollback can't isolate the fixture {max(fixtures)}",
             why="it hands out a URL, and what is committed through that stays",
             hint="use pgsandbox_connection, or isolation = reset",
         )
-    return session_of(item.config).begin_test(isolation=isolation, connections=connections)
 
 
 def _asked(item: pytest.Item) -> tuple[str, int | None]:
@@ -282,6 +303,11 @@ def _asked(item: pytest.Item) -> tuple[str, int | None]:
     return isolation, connections
 
 
+def _database_of(item: pytest.Item) -> Database:
+    """The database, at its baseline; where only `request.getfixturevalue` names it, setup could not know."""
+    return session_of(item.config).database if _wants_database(item) else _begin_test(item)
+
+
 @contextlib.contextmanager
 def _in_words() -> Iterator[None]:
     """Fail with the sentence that an error is, without a trace of our own code."""
@@ -298,9 +324,8 @@ def _in_words() -> Iterator[None]:
 def pgsandbox(request: pytest.FixtureRequest) -> Database:
     """The worker's own database, at its baseline when the test starts. Its URL stays the same for the whole run."""
     with _in_words():
-        if "pgsandbox" in request.node.fixturenames:
-            return session_of(request.config).database
-        return _begin_test(request.node)  # asked for by request.getfixturevalue: setup could not know
+        _check_isolates(_asked(request.node)[0], {"pgsandbox"})
+        return _database_of(request.node)
 
 
 @pytest.fixture
@@ -316,7 +341,7 @@ def pgsandbox_connection(request: pytest.FixtureRequest) -> Iterator[psycopg.Con
     Where the isolation is `rollback`, it is inside a transaction that is rolled back afterwards.
     """
     with _in_words():
-        database = session_of(request.config).database
+        database = _database_of(request.node)
         isolation, _ = _asked(request.node)
     if isolation == "rollback":
         from pgsandbox.isolation.rollback import rolled_back
@@ -345,15 +370,14 @@ def pgsandbox_server(request: pytest.FixtureRequest) -> Server:
 @pytest.fixture
 def pgsandbox_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Database]]:
     """`factory() -> Database`: further databases, fresh from the template, dropped after the test."""
-    sandbox = session_of(request.config).sandbox
+    session = session_of(request.config)
     made: list[Database] = []
 
     def factory() -> Database:
         with _in_words():
-            made.append(sandbox.fresh())
+            made.append(session.fresh())
         return made[-1]
 
     yield factory
     for database in made:
-        with _in_words():
-            sandbox.drop(database)
+        session.drop(database, request.node.nodeid)

@@ -89,7 +89,7 @@ class Sandbox:
     def choice(self) -> Choice:
         """The engine that serves and why; made once for all processes of the run. Raises EngineError."""
         if self._choice is None:
-            run = self._join()
+            run = self.join()
             with run.lock("choice", timeout=self._patience):
                 record = run.read("choice")
                 if record is None:
@@ -137,7 +137,7 @@ class Sandbox:
         """The server, started or joined, its template built. Raises PgsandboxError, in every process the same."""
         if self._server is None:
             steps.checked(self.settings.init, self.root)
-            run = self._join()
+            run = self.join()
             if self._is_shared:
                 self._server = self._shared_server(run)
             else:
@@ -147,7 +147,7 @@ class Sandbox:
     def prepare(self) -> None:
         """Start what all workers of the run share, so that none of them has to wait for it. Raises PgsandboxError."""
         steps.checked(self.settings.init, self.root)
-        run = self._join()
+        run = self.join()
         if self._is_shared:
             self._server = self._shared_server(run)
         else:
@@ -181,7 +181,7 @@ class Sandbox:
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
         trouble: list[str] = []
-        run = self._join()
+        run = self.join()
         for folder in (run.folder / "servers").glob("*"):
             if (folder / supervised.GRANT).exists() and not granted:
                 continue
@@ -231,22 +231,23 @@ class Sandbox:
         """The connections that were left in the middle of something, in words."""
         return connections.leaked(self.server, database.name)
 
-    def holders(self, database: Database) -> str:
-        """Who holds the connections to `database`, in words."""
-        return connections.holders(self.server, database.name, database.name, self.budget)
+    def holders(self, role: str) -> str | None:
+        """Who holds the connections of `role`, a database's login, in words; None if there is no such role."""
+        return connections.holders(self.server, role)
 
     def keep(self, database: Database) -> str:
         """Keep the state of `database` for the setting ttl, also after the run; how to open it."""
         copy = database.snapshot().name
         self.server.allow_connections(copy, True)
-        self.name(copy, dataclasses.replace(database.address, name=copy).url(), ttl=self.settings.ttl)
-        return f"open it within {show_duration(self.settings.ttl)} with `pgsandbox psql {copy}`"
+        name = f"{copy}_{self.server.running.token[:6]}"  # another run of this project may keep one of the same number
+        self.name(name, dataclasses.replace(database.address, name=copy).url(), ttl=self.settings.ttl)
+        return f"open it within {show_duration(self.settings.ttl)} with `pgsandbox psql {name}`"
 
     def name(self, name: str, url: str, *, ttl: float) -> None:
         """Let the command line find `url` under `name`, and let its server live for `ttl` seconds unheld."""
         running = self.server.running
         engines.named(running.engine).grant(running, ttl)
-        self._join().write(
+        self.join().write(
             f"{NAMED}{name}",
             {
                 "name": name,
@@ -285,7 +286,8 @@ class Sandbox:
         """Seconds to wait for another process of the run: it may itself wait for a start and for every step."""
         return self.settings.timeout * (2 + len(self.settings.init)) + 600
 
-    def _join(self) -> Run:
+    def join(self) -> Run:
+        """This process's part in the run, taken when first asked for."""
         if self._run is None:
             self._run = Run(self._run_id)
         return self._run

@@ -92,7 +92,9 @@ class Server:
         running = self.running
         if running.engine == "external":
             return psycopg.conninfo.make_conninfo(running.detail["url"], dbname=database)
-        parts: dict[str, Any] = {"user": running.user, "port": running.port, "dbname": database}
+        # All that a PG* variable or a service file could change is said.
+        parts: dict[str, Any] = {"user": running.user, "port": running.port, "dbname": database, "options": ""}
+        parts |= {"sslmode": "disable", "gssencmode": "disable", "target_session_attrs": "any"}
         parts |= {"host": running.socket} if running.socket else {"host": running.host, "password": running.password}
         return psycopg.conninfo.make_conninfo("", **parts)
 
@@ -215,7 +217,11 @@ class Server:
         return bool(self.execute("SELECT FROM pg_database WHERE datname = %s", [name]))
 
     def drop_database(self, name: str) -> None:
-        """Drop the database `name`, if it is there, ending whatever is connected to it."""
+        """Drop the database `name`, if it is there, ending whatever is connected to it.
+
+        First by ourselves: where DROP DATABASE has to end somebody it sleeps for 100 ms before it looks again.
+        """
+        self.disconnect(name)
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def rename_database(self, name: str, new: str) -> None:

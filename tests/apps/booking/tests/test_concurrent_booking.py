@@ -44,7 +44,9 @@ def test_different_rooms_go_to_everybody(blue_room: Room, red_room: Room, gina: 
     assert {outcome.room_id for outcome in outcomes if isinstance(outcome, Booking)} == {blue_room.id, red_room.id}
 
 
-def test_the_last_two_projectors_go_to_two(blue_room: Room, red_room: Room, gina: Guest, projector: Resource) -> None:
+def test_no_projector_is_lent_twice_at_a_time(
+    blue_room: Room, red_room: Room, gina: Guest, projector: Resource
+) -> None:
     wishes = [(blue_room.id, 10), (red_room.id, 10), (blue_room.id, 12), (red_room.id, 11)]
     outcomes = race(*(partial(book, room_id, start, {projector.id: 2}) for room_id, start in wishes))
     booked = [outcome for outcome in outcomes if isinstance(outcome, Booking)]

@@ -41,9 +41,9 @@ def test_numbers_follow_the_issue_not_the_draft(blue_room: Room, gina: Guest) ->
 
 
 def test_concurrent_issues_leave_no_gap(blue_room: Room, gina: Guest) -> None:
-    drafts = [draft_for(blue_room, gina, hour) for hour in range(8, 16)]
+    drafts = [draft_for(blue_room, gina, hour) for hour in range(8, 12)]
     numbers = race(*(partial(issue, draft) for draft in drafts))
-    assert sorted(map(str, numbers)) == [f"INV-00000{number}" for number in range(1, 9)]
+    assert sorted(map(str, numbers)) == [f"INV-00000{number}" for number in range(1, 5)]
     with Session() as session:
         assert invoices.missing(session) == []
 

@@ -1,0 +1,184 @@
+"""What tests do to the machine around them, and undo: other users, file systems of their own, a daemon elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LEFT_DEADLINE, processes
+
+needs_root = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root can do this to a Linux machine"
+)
+
+SOCKET = "/var/run/docker.sock"
+_PATH = os.environ["PATH"]
+_SETPRIV, _UNSHARE = (shutil.which(tool) or tool for tool in ("setpriv", "unshare"))
+
+
+@dataclass(frozen=True)
+class OtherUser:
+    """An account without rights, with a home folder of its own that is gone after the test."""
+
+    name: str
+    uid: int
+    gid: int
+    home: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of its processes: none of ours but PATH, everything kept below its home."""
+        return {
+            "PATH": _PATH,
+            "HOME": str(self.home),
+            "LANG": "C.UTF-8",
+            "_PGSANDBOX_ROOT": str(self.home / "runtime"),
+        }
+
+    def run(self, *words: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a program as this user, in its home."""
+        become = [_SETPRIV, f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups", "--inh-caps=-all"]
+        return self._run([*become, *words], timeout, environ)
+
+    def python(self, *words: str, timeout: float = 60, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run our own Python as this user, who is let in where that Python lies, be it below root's home."""
+        become = [_SETPRIV, f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        become += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
+        return self._run([*become, sys.executable, *words], timeout, environ)
+
+    def _run(
+        self, command: Sequence[str], timeout: float, environ: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            cwd=self.home,
+            env={**self.environ, **environ},
+        )
+
+
+@contextlib.contextmanager
+def other_user(name: str = "daemon") -> Iterator[OtherUser]:
+    """The account `name` for the length of the block; fails if it leaves processes behind."""
+    account = pwd.getpwnam(name)
+    home = Path(tempfile.mkdtemp(prefix="pgsandbox-test-"))
+    os.chown(home, account.pw_uid, account.pw_gid)
+    try:
+        yield OtherUser(name, account.pw_uid, account.pw_gid, home)
+        deadline = time.monotonic() + LEFT_DEADLINE
+        while (left := processes(str(home))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not left, f"still there after {LEFT_DEADLINE:g}s: {left}"
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def with_mounts(*mounts: str) -> list[str]:
+    """The beginning of a command line that sees `mounts` (arguments of mount(8)) and that nobody else sees."""
+    script = "".join(f"mount {mount} && " for mount in mounts) + 'exec "$@"'
+    return [_UNSHARE, "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback; skips the test where there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("198.51.100.1", 9))  # nothing is sent: it only asks the kernel for the route
+        return str(probe.getsockname()[0])
+    pytest.skip("this machine has no address but loopback")
+
+
+class Forwarder:
+    """Gives the daemon's unix socket a second address, TCP or unix, and counts who comes in through it."""
+
+    def __init__(self, listener: socket.socket, target: str) -> None:
+        self._listener = listener
+        self._target = target
+        self._open: list[socket.socket] = []
+        self.accepted = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept nobody any more, and cut off who is there."""
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target)
+            self._open += [client, server]
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._copy, args=ends, daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := source.recv(65536):
+                sink.sendall(chunk)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def forwarded_tcp(address: str = "127.0.0.1") -> Iterator[tuple[str, Forwarder]]:
+    """The daemon at a TCP port of `address`: its DOCKER_HOST, and who is counting."""
+    listener = socket.create_server((address, 0))
+    forwarder = Forwarder(listener, SOCKET)
+    try:
+        yield f"tcp://{address}:{listener.getsockname()[1]}", forwarder
+    finally:
+        forwarder.close()
+
+
+@contextlib.contextmanager
+def forwarded_unix(path: Path) -> Iterator[tuple[str, Forwarder]]:
+    """The daemon at a unix socket of another path: its DOCKER_HOST, and who is counting."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    forwarder = Forwarder(listener, SOCKET)
+    try:
+        yield f"unix://{path}", forwarder
+    finally:
+        forwarder.close()
+
+
+def command_lines() -> str:
+    """The command line of every process of this machine."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return "\n".join(found)
+
+
+def inspected(container: str) -> dict[str, Any]:
+    """What the daemon says about a container."""
+    import docker
+
+    with contextlib.closing(docker.from_env()) as client:
+        found: dict[str, Any] = client.api.inspect_container(container)
+    return found
