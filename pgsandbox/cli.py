@@ -5,42 +5,107 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgsandbox import __version__, named, sources
+from pgsandbox import __version__, shell
 from pgsandbox.errors import PgsandboxError
-from pgsandbox.settings import SETTINGS, Settings
+from pgsandbox.settings import SETTINGS
 
-_NOT_FOUND = 127
-_INTERRUPTED = 130
+if TYPE_CHECKING:
+    from pgsandbox.settings import Settings
+
 _NEVER_FLAGS = frozenset({"env"})
 """Settings whose short flag would mean something else here; `--pgsandbox-NAME` sets them."""
+
+_ONLY_FOR_TESTS = frozenset({"isolation", "autouse", "leaks", "pollution", "verify", "keep", "report"})
+"""Settings that are taken everywhere, and mean something to pytest only."""
 
 
 def main() -> None:
     """Run the command line; the exit code says what kind of end it was (see `pgsandbox --help`)."""
+    shell.interruptible()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a folder's name may be no text at all
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code = _main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            # Python would try once more at its end, and complain; whoever should have read this can't.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or 1
+    sys.exit(code)
+
+
+def _main() -> int:
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        return cli.main(prog_name="pgsandbox", standalone_mode=False) or 0
     except PgsandboxError as problem:
-        click.echo(str(problem), err=True)
-        sys.exit(problem.exit_code)
+        return _fail(str(problem), problem.exit_code)
     except click.ClickException as problem:
         problem.show()
-        sys.exit(problem.exit_code)
+        return problem.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("pgsandbox: interrupted", err=True)
-        sys.exit(_INTERRUPTED)
+        return _fail("pgsandbox: interrupted", shell.INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
-        sys.exit(1)
+        return 1  # the reader of our output has gone; there is nobody to tell
+    except OSError as problem:
+        what = f"{problem.filename}: " if problem.filename else ""
+        return _fail(f"pgsandbox: {what}{problem.strerror or problem}", 1)
+    except Exception as problem:
+        return _fail(_bug(problem), 1)
+
+
+def _fail(text: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+    return code
+
+
+def _bug(problem: Exception) -> str:
+    trace = problem.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "an unknown place"
+    said = f"{type(problem).__name__}: {problem}"
+    return str(PgsandboxError(said, why=f"at {where}", hint="this is a bug of pgsandbox: please report these lines"))
+
+
+class _Flag(click.Option):
+    """A setting's flag; its help shows the short spelling only."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (re.sub(r", --pgsandbox-\S+", "", record[0]), record[1])
+
+
+class _WithRest(click.Command):
+    """A command that hands on what follows `--`, whatever it looks like, as its parameter `rest`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ours, _, rest = _split(args, "--")
+        left = super().parse_args(ctx, ours)
+        ctx.params["rest"] = tuple(rest)
+        return left
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- ARGS...]"]
+
+
+def _split(words: list[str], at: str) -> tuple[list[str], bool, list[str]]:
+    if at not in words:
+        return words, False, []
+    index = words.index(at)
+    return words[:index], True, words[index + 1 :]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,15 +119,19 @@ def cli() -> None:
     pgsandbox run -- pytest -x       run a command against one that ends with it
     pgsandbox down                   end it
 
-    Settings are read as pytest reads them: from flags, PGSANDBOX_* variables, the ini file and [tool.pgsandbox].
+    Settings are read as pytest reads them: from flags, PGSANDBOX_* variables, the ini file and [tool.pgsandbox];
+    `pgsandbox doctor` shows them. Data goes to stdout, everything else to stderr.
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 no engine, 4 not ready in time, 5 no such sandbox, 130 interrupted.
     """
 
 
 def _complete_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    here = str(sources.find_root(Path.cwd()))
-    return [one.name for one in named.all_named() if one.name.startswith(incomplete) and one.project == here]
+    from pgsandbox import named
+
+    with contextlib.suppress(PgsandboxError, OSError):  # whoever presses Tab wants names, not explanations
+        return [one.name for one in named.of_project() if one.name.startswith(incomplete)]
+    return []
 
 
 _name_argument = click.argument("name", required=False, shell_complete=_complete_names)
@@ -78,177 +147,242 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         more: dict[str, Any] = {"metavar": setting.metadata["metavar"], "help": setting.metadata["help"]}
         if isinstance(setting.default, bool):
             more |= {"is_flag": False, "flag_value": "true", "metavar": "[true|false]"}
-        command = click.option(*flags, f"set_{name}", default=None, multiple=many, **more)(command)
+        more["hidden"] = name in _ONLY_FOR_TESTS
+        command = click.option(*flags, f"set_{name}", default=None, multiple=many, cls=_Flag, **more)(command)
     return command
 
 
 def _settings(given: dict[str, Any]) -> Settings:
+    from pgsandbox import named, sources
+
     flags = {name: given[f"set_{name}"] for name in SETTINGS if given[f"set_{name}"] not in (None, ())}
-    return sources.load(cli={k: list(v) if isinstance(v, tuple) else v for k, v in flags.items()}, cli_name="--{name}")
+    cli = {name: list(value) if isinstance(value, tuple) else value for name, value in flags.items()}
+    return sources.load(cli=cli, cli_name="--{flag}", root=named.project())
 
 
 @contextlib.contextmanager
 def _narration() -> Iterator[Callable[[str], None]]:
     """Says on stderr what is being done: one changing line on a terminal, plain lines elsewhere."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         said: list[str] = []
 
         def say(text: str) -> None:
-            text = text.partition("[")[0].rstrip()  # a download's moving bar is no news in a log
-            if not said or said[-1] != text:
+            if text.startswith("pulling "):
+                text = text.partition("[")[0].rstrip()  # a download's moving bar is no news in a log
+            if text not in said[-1:]:
                 said.append(text)
                 click.echo(f"pgsandbox: {text}", err=True)
 
         yield say
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True).status("pgsandbox: looking for an engine") as status:
-        yield lambda text: status.update(f"pgsandbox: {text}")
+    with Console(stderr=True).status(Text("pgsandbox: looking for an engine")) as status:
+        yield lambda text: status.update(Text(f"pgsandbox: {text}"))
 
 
-@cli.command()
+@cli.command(short_help="Start a sandbox, or find the one that runs, and print its URL.")
 @_name_argument
 @click.option("--json", "as_json", is_flag=True, help="print all about it as JSON")
-@click.option("--env", "as_env", is_flag=True, help='print shell commands: eval "$(pgsandbox up --env)"')
+@click.option("--env", "as_env", is_flag=True, help="print shell commands that set DATABASE_URL and the PG* variables")
 @_with_settings
 def up(name: str | None, as_json: bool, as_env: bool, **given: Any) -> None:
     """Start a sandbox, or find the one of that NAME that runs, and print its URL.
 
-    NAME defaults to one made from the project's folder. It outlives this command, and ends by itself once nobody has
-    been connected for --ttl.
+    NAME defaults to one made from the project's folder. It outlives this command and its terminal, and ends by itself
+    once nobody has been connected for --ttl (8h, unless set otherwise), or with `pgsandbox down`.
+
+    \b
+    url=$(pgsandbox up)              stdout is the URL, and nothing else
+    eval "$(pgsandbox up --env)"     for this shell: DATABASE_URL, PGHOST, PGPORT, ...
+    pgsandbox up shop --ttl 30m      a second one, for half an hour
+
+    Each flag of a setting has a longer name, too, which pytest shares: --pgsandbox-ttl.
     """
+    from pgsandbox import libpq, named
+
+    if as_json and as_env:
+        raise click.UsageError("--json and --env exclude each other")
     settings = _settings(given)
     with _narration() as progress:
         found = named.up(name, settings, progress)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     elif as_env:
-        for key, value in found.env.items():
+        for key in libpq.MISLEADING:
+            if key in os.environ:
+                click.echo(f"unset {key}")
+        for key, value in (found.env | dict.fromkeys(settings.env, found.url)).items():
             click.echo(f"export {key}={shlex.quote(value)}")
     else:
         click.echo(found.url)
 
 
-@cli.command()
+@cli.command(short_help="End a sandbox: its server, its data, everything.")
 @_name_argument
 @click.option("--all", "all_", is_flag=True, help="end all of this project's")
 def down(name: str | None, all_: bool) -> None:
-    """End a sandbox: its server, its data, everything."""
-    if name and all_:
+    """End a sandbox: its server, its data, everything.
+
+    \b
+    pgsandbox down                   the one that `pgsandbox up` started
+    pgsandbox down shop              the one of that name, in this project
+    pgsandbox down --all             all of this project, kept databases too
+    """
+    from pgsandbox import named
+
+    if name is not None and all_:
         raise click.UsageError("NAME and --all exclude each other")
-    for ended in named.down_all() if all_ else [named.down(name)]:
-        click.echo(f"pgsandbox: {ended} is gone", err=True)
+    ended = named.down_all() if all_ else [named.down(name)]
+    for one in ended:
+        click.echo(f"pgsandbox: {one} is gone", err=True)
+    if not ended:
+        click.echo("pgsandbox: this project has no sandbox", err=True)
 
 
-@cli.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="print all about them as JSON")
+@cli.command("ls", short_help="List the sandboxes of this user, those of other projects too.")
+@click.option("--json", "as_json", is_flag=True, help="print all about them, passwords included, as JSON")
 def list_(as_json: bool) -> None:
-    """List the sandboxes and kept databases of this user, those of other projects too."""
-    found = named.all_named()
+    """List the sandboxes and kept databases of this user, those of other projects too.
+
+    \b
+    pgsandbox ls
+    pgsandbox ls --json | jq -r '.[].url'
+
+    The table has no passwords in it; `pgsandbox url NAME` and --json do.
+    """
+    from pgsandbox import named
+
+    found, damaged = named.listing()
+    for problem in damaged:
+        click.echo(str(problem), err=True)
     if as_json:
         click.echo(json.dumps([one.to_json() for one in found], indent=2))
-        return
-    if not found:
+    elif not found:
         click.echo("pgsandbox: there is no sandbox", err=True)
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("NAME", "ENGINE", "VERSION", "ADDRESS", "AGE", "TTL", "PROJECT", box=box.SIMPLE_HEAD, pad_edge=False)
-    for one in found:
-        table.add_row(one.name, one.engine, one.version, one.address, one.age, one.shown_ttl, one.project)
-    Console(soft_wrap=True).print(table)
+    else:
+        rows = [(one.name, one.engine, one.version, one.address, one.age, one.shown_ttl, one.project) for one in found]
+        for line in shell.table(("NAME", "ENGINE", "VERSION", "ADDRESS", "AGE", "TTL", "PROJECT"), rows):
+            click.echo(line)
 
 
-@cli.command()
+@cli.command(short_help="Print a sandbox's URL.")
 @_name_argument
 def url(name: str | None) -> None:
-    """Print a sandbox's URL."""
+    """Print the URL of a sandbox that runs; `pgsandbox up` would start one.
+
+    \b
+    pgsandbox url
+    pgsandbox url shop
+    """
+    from pgsandbox import named
+
     click.echo(named.find(name).url)
 
 
-@cli.command()
+@cli.command(cls=_WithRest, short_help="Open psql on a sandbox.")
 @_name_argument
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def psql(name: str | None, args: tuple[str, ...]) -> None:
-    """Open psql on a sandbox; what follows -- goes to psql: pgsandbox psql -- -c 'SELECT 1'."""
-    if name and name.startswith("-"):  # `psql -- -c …`: there was no NAME
-        args = (name, *args)
-        name = None
+def psql(name: str | None, rest: tuple[str, ...]) -> None:
+    """Open psql on a sandbox; what follows -- goes to psql, and its exit code is returned.
+
+    \b
+    pgsandbox psql
+    pgsandbox psql -- -c 'SELECT version()'
+    pgsandbox psql shop -- --csv -f report.sql
+    """
+    from pgsandbox import libpq, named
+
     found = named.find(name)
     command = named.psql_command(found)
-    sys.stdout.flush()
-    os.execvpe(command[0], [*command, *args], {**os.environ, **found.env})  # noqa: S606 -- no shell is the point
+    environ = libpq.environment(found.env, os.environ)
+    os.execvpe(command[0], [*command, *rest], environ)  # noqa: S606 -- no shell is the point
 
 
-@cli.command()
+@cli.command(short_help="Print the last lines of a sandbox's server log.")
 @_name_argument
-@click.option("-n", "--lines", default=50, show_default=True, help="how many lines")
+@click.option("-n", "--lines", type=click.IntRange(min=1), default=50, show_default=True, help="how many lines")
 def logs(name: str | None, lines: int) -> None:
-    """Print the last lines of a sandbox's server log."""
+    """Print the last lines of a sandbox's server log.
+
+    \b
+    pgsandbox logs
+    pgsandbox logs shop -n 200 | grep ERROR
+    """
+    from pgsandbox import named
+
     click.echo(named.logs(named.find(name), lines))
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
+@cli.command(
+    context_settings={"allow_interspersed_args": False}, short_help="Run a command with a sandbox that ends with it."
+)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @_with_settings
 def run(command: tuple[str, ...], **given: Any) -> int:
-    """Run a COMMAND with a sandbox of its own, which ends with it: pgsandbox run -- npm test.
+    """Run a COMMAND with a sandbox of its own, which ends with it.
 
-    The command finds DATABASE_URL and the PG* variables in its environment. Its exit code is returned.
+    The command finds DATABASE_URL and the PG* variables in its environment. Signals are handed on to it, and its exit
+    code is returned: 128 + N if signal N ended it, 127 if there is no such command, 126 if it may not be run.
+
+    \b
+    pgsandbox run -- npm test
+    pgsandbox run --init schema.sql --version 16 -- ./server --port 8000
+
+    Each flag of a setting has a longer name, too, which pytest shares: --pgsandbox-init.
     """
+    from pgsandbox import libpq, named
+
     settings = _settings(given)
+    shell.check_program(command[0])
     with contextlib.ExitStack() as stack:
         with _narration() as progress:
             sandbox = stack.enter_context(named.sandbox_for_command(settings, progress))
             database = sandbox.database()
-        environ = {**os.environ, **database.env, **dict.fromkeys(settings.env, database.url)}
+        environ = libpq.environment(database.env, os.environ) | dict.fromkeys(settings.env, database.url)
         try:
-            return _run_command(list(command), environ)
+            return shell.run_program(command, environ)
         finally:
-            sandbox.stop()
+            for trouble in sandbox.stop():
+                click.echo(f"pgsandbox: {trouble}", err=True)
 
 
-def _run_command(command: list[str], environ: dict[str, str]) -> int:
-    """Run it to its end; signals that reach us are its to answer. 128 + N where signal N ended it."""
-    try:
-        process = subprocess.Popen(command, env=environ)
-    except OSError as problem:
-        click.echo(f"pgsandbox: {command[0]} can't be run\n  why: {problem.strerror}", err=True)
-        return _NOT_FOUND
+@cli.command(short_help="Remove what killed runs left behind.")
+def prune() -> int:
+    """Remove what killed runs left behind, should their supervisors have been killed, too.
 
-    def forward(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
+    Only what is provably ours and dead is removed, and the next start would do the same: nobody holds its lock, and
+    its container carries this user's mark. What lives, and what belongs to others, is left alone.
+    """
+    from pgsandbox import named
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGHUP)}
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to both
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
-
-
-@cli.command()
-def prune() -> None:
-    """Remove what killed runs left behind: only what is provably ours and dead."""
-    removed = named.prune()
+    removed, trouble = named.prune()
     for what in removed:
         click.echo(f"pgsandbox: removed {what}", err=True)
-    if not removed:
+    for problem in trouble:
+        click.echo(str(problem), err=True)
+    if not removed and not trouble:
         click.echo("pgsandbox: there was nothing to remove", err=True)
+    return 1 if trouble else 0
 
 
-@cli.command()
+@cli.command(short_help="Show every setting with its origin, and what each engine could do here.")
 @click.option("--json", "as_json", is_flag=True, help="print it as JSON")
 @_with_settings
 def doctor(as_json: bool, **given: Any) -> int:
-    """Show every setting with where it came from, and what each engine could do here."""
-    report = named.diagnose(_settings(given))
+    """Show every setting with where it came from, and what each engine could do here.
+
+    The exit code is 3 if no engine could serve. An image that is not here yet is pulled.
+
+    \b
+    pgsandbox doctor
+    pgsandbox doctor --engine docker --version 16
+    """
+    from pgsandbox import named
+
+    settings = _settings(given)
+    with _narration() as progress:
+        report = named.diagnose(settings, progress)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
@@ -257,28 +391,29 @@ def doctor(as_json: bool, **given: Any) -> int:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table("SETTING", "VALUE", "FROM", box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in report["settings"]:
-        table.add_row(row["name"], row["value"], row["from"])
-    console.print(table)
+    rows = [(row["name"], row["value"], row["from"]) for row in report["settings"]]
+    for line in shell.table(("SETTING", "VALUE", "FROM"), rows):
+        click.echo(line)
+    click.echo()
     for engine in report["engines"]:
-        console.print(f"{engine['name']}: {engine['says']}", markup=False)
-    console.print(f"\nserves: {report['serves'] or 'nothing'}", markup=False)
+        click.echo(f"{engine['name']}: {engine['says']}")
+    click.echo(f"\nserves: {report['serves'] or 'nothing'}")
     for name, folder in report["folders"].items():
-        console.print(f"{name}: {folder}", markup=False)
+        click.echo(f"{name}: {folder}")
 
 
-@cli.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print a completion script: eval "$(pgsandbox completion bash)"."""
+@cli.command(short_help="Print a completion script for a shell.")
+@click.argument("shell_", metavar="{bash|zsh|fish}", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell_: str) -> None:
+    """Print a completion script; it completes commands, flags and the names of this project's sandboxes.
+
+    \b
+    eval "$(pgsandbox completion bash)"            in ~/.bashrc
+    eval "$(pgsandbox completion zsh)"             in ~/.zshrc
+    pgsandbox completion fish | source             in ~/.config/fish/config.fish
+    """
     from click.shell_completion import get_completion_class
 
-    kind = get_completion_class(shell)
+    kind = get_completion_class(shell_)
     assert kind is not None
     click.echo(kind(cli, {}, "pgsandbox", "_PGSANDBOX_COMPLETE").source())

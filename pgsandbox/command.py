@@ -28,9 +28,17 @@ while child.poll() is None:
     if select.select([0], [], [], pause)[0]:
         os.killpg(child.pid, signal.SIGKILL)
     pause = min(0.05, pause * 1.5)
+try:
+    os.killpg(child.pid, signal.SIGKILL)
+except OSError:
+    pass
 sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 """
-"""The guard's standard input is a pipe from us that says nothing: its end means that we are gone, or want an end."""
+"""The guard's standard input is a pipe from us that says nothing: its end means that we are gone, or want an end.
+What the program left running in its process group ends with it."""
+
+NOT_FOUND = 127
+"""The exit code that says that there is no such program."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from pgsandbox import libpq
 
 if TYPE_CHECKING:
     import psycopg
@@ -28,6 +31,8 @@ class Address:
         """`scheme://user:password@host:port/name`, each part quoted as URLs need it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         user, password, name = (quote(part, safe="") for part in (self.user, self.password, self.name))
+        if host.startswith("/"):  # the folder of a unix socket; libpq and SQLAlchemy agree on this form only
+            return f"{scheme}://{user}:{password}@/{name}?host={quote(host, safe='')}&port={self.port}"
         return f"{scheme}://{user}:{password}@{host}:{self.port}/{name}"
 
     @property
@@ -91,13 +96,13 @@ class Database:
         """An open psycopg connection, which the caller closes; `options` are psycopg.connect's."""
         import psycopg
 
-        return psycopg.connect(self.conninfo, **options)
+        return psycopg.connect(self.conninfo, **{**libpq.PLAIN, **options})
 
     async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
         """An open asynchronous psycopg connection, which the caller closes."""
         import psycopg
 
-        return await psycopg.AsyncConnection.connect(self.conninfo, **options)
+        return await psycopg.AsyncConnection.connect(self.conninfo, **{**libpq.PLAIN, **options})
 
     def reset(self) -> None:
         """Bring it back to its baseline; its URL stays. Raises PgsandboxError."""
@@ -130,6 +135,6 @@ class Database:
 
 
 def _quoted(value: str) -> str:
-    if value and not set(value) & set(" '\\"):
+    if re.fullmatch(r"[\w.:/%+~-]+", value, re.ASCII):
         return value
     return "'" + value.replace("\\", r"\\").replace("'", r"\'") + "'"

@@ -12,11 +12,12 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 from pgsandbox.errors import NotReadyError
-from pgsandbox.places import private
+from pgsandbox.places import new_token, private
 
 try:
     import fcntl
@@ -30,17 +31,31 @@ _PROBE_DEADLINE = 0.2
 
 
 class Lease:
-    """A hold on a folder, until `release` or the death of the process."""
+    """A hold on a folder, until `release` or the death of the process; a forked child has no part in it."""
 
     def __init__(self, folder: Path, descriptor: int) -> None:
         self.folder = folder
         self._descriptor: int | None = descriptor
+        _LEASES.add(self)
 
     def release(self) -> None:
         """Let go; harmless when repeated."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+_LEASES: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A server that a test forked off, and that nobody ends, must not keep PostgreSQL alive: the lock goes with us."""
+    for lease in list(_LEASES):
+        lease.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def hold(folder: Path) -> Lease:
@@ -62,11 +77,6 @@ def hold(folder: Path) -> Lease:
     )
 
 
-def hold_existing(folder: Path) -> Lease | None:
-    """A lease on `folder` if it is there and not being removed right now, else None."""
-    return _try_hold(folder) if folder.is_dir() else None
-
-
 def _try_hold(folder: Path) -> Lease | None:
     descriptor = _open(folder / _FILE)
     if descriptor is None:
@@ -79,21 +89,33 @@ def _try_hold(folder: Path) -> Lease | None:
 
 @contextlib.contextmanager
 def if_nobody_holds(folder: Path) -> Iterator[bool]:
-    """True while nobody holds `folder`; inside the block nobody can begin to, so it may be removed there."""
-    descriptor = _open(folder / _FILE)
-    if descriptor is None:
-        yield True
-        return
-    try:
-        yield _lock(descriptor, exclusive=True)
-    finally:
-        os.close(descriptor)
+    """True while nobody holds `folder`; inside the block nobody can begin to, so it may be removed there.
+
+    True as well where there is no such folder.
+    """
+    with _alone(folder) as alone:
+        yield alone is not False
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool | None]:
+    """Whether nobody but us has `folder`, for the length of the block; None if it isn't there."""
+    file = folder / _FILE
+    while (descriptor := _open(file)) is not None:
+        try:
+            alone = _lock(descriptor, exclusive=True)
+            if alone and not _still_there(descriptor, file):
+                continue  # it was removed before we had the lock; what is there now is another's
+            yield alone
+            return
+        finally:
+            os.close(descriptor)
+    yield None
 
 
 def is_held(folder: Path) -> bool:
     """Whether some live process holds `folder`."""
-    with if_nobody_holds(folder) as free:
-        return not free
+    return _is_locked(folder / _FILE, by_sharers=True)
 
 
 def supervise(folder: Path) -> Lease | None:
@@ -115,31 +137,37 @@ def supervise(folder: Path) -> Lease | None:
 
 def is_supervised(folder: Path) -> bool:
     """Whether a supervisor of `folder` is alive."""
-    if not (folder / _SUPERVISED).exists():
-        return False
-    descriptor = _open(folder / _SUPERVISED)
+    return _is_locked(folder / _SUPERVISED, by_sharers=False)
+
+
+def _is_locked(file: Path, *, by_sharers: bool) -> bool:
+    """Whether `file` is there and locked; nothing is made, since its folder may be in the middle of its removal.
+
+    Where the holder shares with nobody we ask as a sharer: two who ask must not take each other for the holder.
+    """
+    descriptor = _open(file, create=False)
     if descriptor is None:
         return False
     try:
-        return not _lock(descriptor, exclusive=False)  # shared: two who ask must not take each other for one
+        return not _lock(descriptor, exclusive=by_sharers)
     finally:
         os.close(descriptor)
 
 
 def remove_if_dead(folder: Path) -> bool:
-    """Remove `folder` and all in it if nobody holds it; whether it is gone."""
-    with if_nobody_holds(folder) as free:
-        if free:
-            shutil.rmtree(folder, ignore_errors=True)
-        return free
+    """Remove `folder` and all in it if nobody holds it; whether it is gone.
 
-
-def boot_id() -> str:
-    """What tells this boot of this kernel from all others; empty where the system doesn't say."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    It goes at once, under another name: who begins to hold it meanwhile begins with a new and empty one.
+    """
+    with _alone(folder) as alone:
+        if alone:
+            doomed = folder.with_name(f"{folder.name}.{new_token()}")
+            try:
+                folder.rename(doomed)
+            except OSError:  # Windows: not while we have a file in it open
+                doomed = folder
+            shutil.rmtree(doomed, ignore_errors=True)
+        return alone is not False
 
 
 def end_with(parent: int) -> None:
@@ -158,16 +186,16 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="pgsandbox-end-with-parent", daemon=True).start()
 
 
-def _open(file: Path) -> int | None:
+def _open(file: Path, *, create: bool = True) -> int | None:
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return os.open(file, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileNotFoundError:
         return None
 
 
 def _lock(descriptor: int, *, exclusive: bool) -> bool:
     if fcntl is None:
-        return True
+        return not exclusive  # nothing is provably dead where nothing can be proven
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import sys
 import time
+import unicodedata
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -15,13 +17,16 @@ from urllib.parse import unquote, urlsplit
 from pgsandbox import engines, lease, places, sources, sweep
 from pgsandbox.database import Address
 from pgsandbox.engines import Running, supervised
-from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, ServerError, UsageError
-from pgsandbox.run import Run, all_runs, folder_of, read_record
-from pgsandbox.sandbox import NAMED, Sandbox
+from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, PlaceError, ServerError, UsageError
+from pgsandbox.run import Run, all_runs, damaged, folder_of, read_record, write_record
+from pgsandbox.sandbox import NAMED, RUNNING, Sandbox
 from pgsandbox.settings import SETTINGS, Settings, show_duration
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
+
+_UP = "up-"
+"""Runs of `up` have ids that begin so."""
 
 _END_TIMEOUT = 20.0
 
@@ -78,29 +83,31 @@ class Named:
 
 def up(name: str | None, settings: Settings, progress: Progress) -> Named:
     """The sandbox `name` of this project: the one that runs, else a new one. Raises PgsandboxError."""
-    root = sources.find_root(Path.cwd())
+    root = project()
     name = _checked(name, root)
-    run_id = _run_id(root, name)
-    with _taking_turns(run_id, settings):
-        found = _read(folder_of(run_id), name)
-        if found is not None:
-            _check_agreement(found, settings)
-            return found
-        with Sandbox(settings, root=root, run=run_id, progress=progress) as sandbox:
+    sandbox = Sandbox(settings, root=root, run=_run_id(root, name), progress=progress)
+    with contextlib.closing(sandbox):
+        run = sandbox.join()
+        with run.lock("up", timeout=settings.timeout * 2 + 600):  # others that start it wait for us
+            found = _read(run.folder, name)
+            if found is not None:
+                _check_agreement(found, settings)
+                return _granted_anew(found, settings)
+            _forget_failures(run)
             sandbox.name(name, sandbox.database().url, ttl=settings.ttl)
-        made = _read(folder_of(run_id), name)
-        if made is None:
-            raise ServerError(f"the sandbox {name} ended right after its start")
-        return made
+            made = _read(run.folder, name)
+    if made is None:
+        raise ServerError(f"the sandbox {name} ended right after its start", hint="look at the disk and the memory")
+    return made
 
 
 def find(name: str | None) -> Named:
-    """The sandbox `name` of this project, or the kept database of that name. Raises NoSuchSandboxError."""
-    root = sources.find_root(Path.cwd())
+    """The sandbox or kept database `name` of this project. Raises NoSuchSandboxError."""
+    root = project()
     wanted = _checked(name, root)
-    candidates = [one for one in all_named() if one.name == wanted]
-    for one in sorted(candidates, key=lambda one: one.project != str(root)):
-        return one
+    for one in of_project():
+        if one.name == wanted:
+            return one
     raise _no_such(wanted, root)
 
 
@@ -112,23 +119,41 @@ def down(name: str | None) -> str:
 
 
 def down_all() -> list[str]:
-    """End all sandboxes and kept databases of this project; their names."""
-    here = str(sources.find_root(Path.cwd()))
-    found = [one for one in all_named() if one.project == here]
+    """End all sandboxes and kept databases of this project; their names. Raises ServerError."""
+    found = of_project()
     for one in found:
         _end(one)
     return [one.name for one in found]
 
 
-def all_named() -> list[Named]:
-    """All sandboxes and kept databases of this user whose servers live, by project and name."""
-    found = [
-        one
-        for folder in all_runs().iterdir()
-        for file in folder.glob(f"{NAMED}*.json")
-        if (one := _read(folder, file.stem.removeprefix(NAMED))) is not None
-    ]
-    return sorted(found, key=lambda one: (one.project, one.name))
+def of_project() -> list[Named]:
+    """All sandboxes and kept databases of this project whose servers live, by name."""
+    here = str(project())
+    return [one for one in listing()[0] if one.project == here]
+
+
+def listing() -> tuple[list[Named], list[PgsandboxError]]:
+    """All of this user whose servers live, by project and name; and for each damaged record an error."""
+    found: list[Named] = []
+    damaged: list[PgsandboxError] = []
+    for file in all_runs().glob(f"*/{NAMED}*.json"):
+        try:
+            one = _named(file)
+        except PgsandboxError as problem:
+            damaged.append(problem)
+        else:
+            found.extend([one] if one else [])
+    return sorted(found, key=lambda one: (one.project, one.name)), damaged
+
+
+def project() -> Path:
+    """The folder of the project that the working directory is in. Raises PlaceError when that is gone."""
+    try:
+        return sources.find_root(Path.cwd())
+    except FileNotFoundError as problem:
+        raise PlaceError(
+            "the working directory is gone", why="it was removed or renamed", hint="cd to the project's folder"
+        ) from problem
 
 
 def psql_command(found: Named) -> list[str]:
@@ -145,7 +170,8 @@ def psql_command(found: Named) -> list[str]:
     if found.engine == "docker" and shutil.which("docker"):
         variables = [word for name in ("PGUSER", "PGPASSWORD", "PGDATABASE") for word in ("--env", name)]
         inside = ["--env", "PGHOST=127.0.0.1", "--env", "PGPORT=5432"]
-        return ["docker", "exec", "--interactive", "--tty", *variables, *inside, f"pgsandbox-{found.token}", "psql"]
+        terminal = ["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else []
+        return ["docker", "exec", "--interactive", *terminal, *variables, *inside, f"pgsandbox-{found.token}", "psql"]
     raise EngineError(
         "psql was not found", looked_at=("PATH", "the local binaries"), hint="install PostgreSQL's client"
     )
@@ -153,10 +179,7 @@ def psql_command(found: Named) -> list[str]:
 
 def logs(found: Named, lines: int) -> str:
     """The last `lines` lines of the server's log. Raises PgsandboxError."""
-    record = read_record(folder_of(found.run) / "server.json")
-    if record is None:
-        raise _no_such(found.name, Path(found.project))
-    return engines.named(found.engine).logs(Running.from_record(record["running"]), lines)
+    return engines.named(found.engine).logs(_running(found), lines)
 
 
 @contextlib.contextmanager
@@ -166,31 +189,30 @@ def sandbox_for_command(settings: Settings, progress: Progress) -> Iterator[Sand
         yield sandbox
 
 
-def prune() -> list[str]:
-    """Remove what is provably ours and dead, containers included; what was removed."""
-    removed = sweep.sweep()
+def prune() -> tuple[list[str], list[PgsandboxError]]:
+    """Remove what is provably ours and dead, containers included; what was removed, and what could not be."""
+    removed, trouble = sweep.sweep()
     with contextlib.suppress(EngineError):
         from pgsandbox.engines.docker import connect, remove_orphans
 
         with contextlib.closing(connect()) as client:
             removed += remove_orphans(client)
-    return removed
+    return removed, trouble
 
 
-def diagnose(settings: Settings) -> dict[str, Any]:
+def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
     """Every setting and its origin, what each engine says, and which one would serve; as JSON data."""
     says: list[dict[str, str]] = []
-    names = ("external",) if settings.url else ("docker", "local")
-    for name in names:
+    serves = ""
+    for name in ("external",) if settings.url else ("docker", "local"):
         try:
-            choice = engines.named(name).find(settings, lambda _text: None)
-            says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}"})
+            choice = engines.named(name).find(settings, progress)
         except PgsandboxError as problem:
-            says.append({"name": name, "says": str(problem).removeprefix("pgsandbox: ")})
-    try:
-        serves = engines.choose(settings, lambda _text: None).engine
-    except PgsandboxError:
-        serves = ""
+            says.append({"name": name, "says": str(problem).removeprefix(f"pgsandbox: {name}: ")})
+        else:
+            says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}"})
+            if not serves and settings.engine in ("auto", name):
+                serves = name
     return {
         "settings": [
             {"name": name, "value": settings.shown(name), "from": settings.origins.get(name, "default")}
@@ -202,41 +224,81 @@ def diagnose(settings: Settings) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _taking_turns(run_id: str, settings: Settings) -> Iterator[None]:
-    """Two commands that start the same sandbox take turns; what a dead or failed one left is forgotten first."""
-    run = Run(run_id)
-    try:
-        with run.lock("up", timeout=settings.timeout * 2 + 600):
-            if not any(lease.is_supervised(folder) for folder in (run.folder / "servers").glob("*")):
-                for record in run.folder.glob("*.json"):
-                    record.unlink(missing_ok=True)
-            yield
-    finally:
-        run.leave()
+def _forget_failures(run: Run) -> None:
+    """Begin again: what an earlier start that failed or was killed wrote down no longer counts."""
+    for folder in (run.folder / "servers").glob("*"):
+        supervised.end(folder, timeout=_END_TIMEOUT)
+    for record in run.folder.glob("*.json"):
+        record.unlink(missing_ok=True)
 
 
 def _read(folder: Path, name: str) -> Named | None:
-    """What the run's record says of `name`, if its server is alive."""
-    record = read_record(folder / f"{NAMED}{name}.json")
-    if record is None or not lease.is_supervised(folder / "servers" / record["token"]):
+    """The sandbox `name` of the run in `folder`, if its server lives and its record is whole."""
+    with contextlib.suppress(PlaceError):
+        return _named(folder / f"{NAMED}{name}.json")
+    return None
+
+
+def _named(file: Path) -> Named | None:
+    """What the record `file` says, if there is one and its server lives. Raises PlaceError when it is damaged."""
+    record = read_record(file)
+    if record is None:
         return None
-    return Named(**record, run=folder.name)
+    try:
+        one = Named(**record, run=file.parent.name)
+        is_whole = bool(one.env["PGPORT"] and one.shown_ttl and one.age)
+    except (TypeError, ValueError, AttributeError) as problem:
+        raise damaged(file, problem) from problem
+    return one if is_whole and lease.is_supervised(file.parent / "servers" / one.token) else None
+
+
+def _granted_anew(found: Named, settings: Settings) -> Named:
+    """`found`, with another ttl if one was asked for."""
+    if "ttl" not in settings.origins or settings.ttl == found.ttl:
+        return found
+    engines.named(found.engine).grant(_running(found), settings.ttl)
+    file = folder_of(found.run) / f"{NAMED}{found.name}.json"
+    write_record(file, {**(read_record(file) or {}), "ttl": settings.ttl})
+    return replace(found, ttl=settings.ttl)
+
+
+def _running(found: Named) -> Running:
+    record = read_record(folder_of(found.run) / "servers" / found.token / RUNNING)
+    if record is None:
+        raise _no_such(found.name, Path(found.project))
+    return Running.from_record(record)
 
 
 def _end(found: Named) -> None:
-    folder = folder_of(found.run) / "servers" / found.token
-    if not supervised.end(folder, timeout=_END_TIMEOUT):
+    """End its server. Of a kept database whose server others need only the record goes, and what was granted for it."""
+    run_folder = folder_of(found.run)
+    folder = run_folder / "servers" / found.token
+    record = run_folder / f"{NAMED}{found.name}.json"
+    if any(one.token == found.token and one.name != found.name for one in listing()[0]):
+        record.unlink(missing_ok=True)
+    elif not found.run.startswith(_UP) and _is_in_use(folder):
+        (folder / supervised.GRANT).unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+    elif not supervised.end(folder, timeout=_END_TIMEOUT):
         raise ServerError(
             f"the sandbox {found.name} did not end within {_END_TIMEOUT:g}s", hint="try `pgsandbox prune`"
         )
 
 
+def _is_in_use(folder: Path) -> bool:
+    spec = read_record(folder / supervised.SPEC)
+    return spec is not None and lease.is_held(Path(spec["lease"]))
+
+
 def _check_agreement(found: Named, settings: Settings) -> None:
+    """Raise UsageError if the sandbox that runs is not the one that is asked for."""
     major = found.version.partition(".")[0]
+    engine = "external" if settings.url else settings.engine
+    image = settings.image.replace("{version}", major) if "image" in settings.origins else found.what
     for asked, has, what in (
         (settings.version and str(settings.version), major, "PostgreSQL"),
-        (None if settings.engine == "auto" else settings.engine, found.engine, "the engine"),
+        (None if engine == "auto" else engine, found.engine, "the engine"),
+        (image if found.engine == "docker" else None, found.what, "the image"),
     ):
         if asked and asked != has:
             raise UsageError(
@@ -247,20 +309,22 @@ def _check_agreement(found: Named, settings: Settings) -> None:
 
 def _checked(name: str | None, root: Path) -> str:
     if name is None:
-        return re.sub(r"[^a-z0-9_.-]+", "-", root.name.lower()).strip("-.")[:40] or "sandbox"
+        plain = unicodedata.normalize("NFKD", root.name.lower()).encode("ascii", "ignore").decode()
+        return re.sub(r"[^a-z0-9_.-]+", "-", plain).strip("-.")[:40].rstrip("-.") or "sandbox"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,39}", name):
         raise UsageError(f"{name!r} can't name a sandbox", hint="use up to 40 letters, digits, and . _ - inside")
     return name
 
 
 def _run_id(root: Path, name: str) -> str:
-    return f"up-{places.digest(str(root))}-{name}"
+    return f"{_UP}{places.digest(str(root))}-{name}"
 
 
 def _no_such(name: str, root: Path) -> NoSuchSandboxError:
-    here = [one.name for one in all_named() if one.project == str(root)]
+    others = ", ".join(one.name for one in of_project())
     return NoSuchSandboxError(
         f"there is no sandbox {name}",
-        looked_at=(f"the sandboxes of this user; this project has {', '.join(here) or 'none'}",),
-        hint=f"start it with `pgsandbox up {name}`",
+        why=f"this project has {f'only {others}' if others else 'none'}",
+        looked_at=(str(root),),
+        hint=f"start it with `pgsandbox up {name}`; `pgsandbox ls` shows those of other projects, too",
     )

@@ -27,7 +27,7 @@ def runtime_root() -> Path:
     override = os.environ.get("_PGSANDBOX_ROOT")
     if override:
         return private(Path(override))
-    parent = _SHARED_MEMORY if _is_usable(_SHARED_MEMORY) else Path(tempfile.gettempdir())
+    parent = _SHARED_MEMORY if _is_usable(_SHARED_MEMORY) else _temporary()
     return private(parent / f"pgsandbox-{_user()}")
 
 
@@ -37,7 +37,7 @@ def data_folder(token: str) -> Path:
     It is not below `runtime_root`, since the user that postgres runs as may not enter that. Not created here.
     """
     roomy = _is_usable(_SHARED_MEMORY) and _free(_SHARED_MEMORY) >= _ROOM_FOR_A_SERVER
-    parent = _SHARED_MEMORY if roomy else Path(tempfile.gettempdir())
+    parent = _SHARED_MEMORY if roomy else _temporary()
     return parent / f"pgsandbox-data-{token}"
 
 
@@ -68,34 +68,48 @@ def home_id() -> str:
 
 
 def private(folder: Path) -> Path:
-    """`folder`, made if need be, with mode 0700 whatever the umask is.
+    """`folder`, made if need be, with mode 0700 whatever the umask is; so is every folder made on the way.
 
     Raises PlaceError when it can't be made, is a link, belongs to somebody else, or is open to others.
     """
-    found = None
-    while found is None:  # whoever removes the dead may be faster than we look
-        try:
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(mode=0o700)
-                folder.chmod(0o700)
-        except FileNotFoundError:
-            if folder.parent.is_dir():
-                continue
-            raise
-        except OSError as problem:
-            raise unusable(folder, problem) from problem
-        with contextlib.suppress(FileNotFoundError):
-            found = folder.lstat()
+    found = _made(folder)
     if sys.platform == "win32":  # no owner or mode to speak of
         return folder
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    if (why := _distrust(folder, found)) is not None:
         raise PlaceError(
             f"the folder {folder} can't be trusted",
-            why="it is a link, belongs to another user, or others may enter it",
+            why=why,
             hint=f"look at it with `ls -ld {folder}`, and remove it if it is not in use",
         )
     return folder
+
+
+def _made(folder: Path) -> os.stat_result:
+    """What `folder` is, after making it if it was not there; whoever removes the dead may come in between."""
+    for attempts_left in reversed(range(100)):
+        try:
+            if not folder.parent.is_dir():
+                private(folder.parent)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                folder.chmod(0o700)
+            return folder.lstat()
+        except OSError as problem:
+            if not isinstance(problem, FileNotFoundError) or not attempts_left:
+                raise unusable(folder, problem) from problem
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _distrust(folder: Path, found: os.stat_result) -> str | None:
+    if stat.S_ISLNK(found.st_mode):
+        return f"it is a link to {folder.readlink()}"
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is not a folder"
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}, and this process runs as user {os.geteuid()}"
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        return f"others may enter it: its mode is {stat.S_IMODE(found.st_mode):04o}, not 0700"
+    return None
 
 
 def unusable(folder: Path, problem: OSError, *, hint: str | None = None) -> PlaceError:
@@ -124,6 +138,15 @@ def digest(*parts: str) -> str:
 
 def _user() -> int:
     return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as problem:
+        raise PlaceError(
+            "no folder for temporary files can be written", why=problem.strerror, hint="set TMPDIR to one that can"
+        ) from problem
 
 
 def _is_usable(folder: Path) -> bool:

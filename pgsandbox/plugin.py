@@ -166,7 +166,7 @@ def _refuse_unknown_flags(args: list[str]) -> None:
             return
         name = arg.removeprefix("--pgsandbox-").partition("=")[0].replace("-", "_")
         if arg.startswith("--pgsandbox-") and name not in SETTINGS:
-            raise unknown_setting(Place("--pgsandbox-{name}", {}), name)
+            raise unknown_setting(Place("--pgsandbox-{flag}", {}), name)
 
 
 def _is_looking(options: Any) -> bool:
@@ -298,7 +298,7 @@ def _asked(item: pytest.Item) -> tuple[str, int | None]:
     isolation, connections = marker.kwargs.get("isolation") or settings.isolation, marker.kwargs.get("connections")
     if isolation not in ("reset", "clone", "rollback", "none"):
         raise UsageError(f"isolation={isolation!r} is not one of reset, clone, rollback, none")
-    if connections is not None and (not isinstance(connections, int) or connections < 1):
+    if connections is not None and (type(connections) is not int or connections < 1):
         raise UsageError(f"connections={connections!r} is not a whole number of 1 or more")
     return isolation, connections
 
@@ -314,7 +314,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except PgsandboxError as problem:
-        pytest.fail(str(problem), pytrace=False)
+        raise pytest.fail.Exception(str(problem), pytrace=False) from None
 
 
 # Fixtures -------------------------------------------------------------------------------------------------------------

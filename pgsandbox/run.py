@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pgsandbox import lease, places
-from pgsandbox.errors import NotReadyError, PgsandboxError
+from pgsandbox.errors import NotReadyError, PgsandboxError, PlaceError
 
 
 class Run:
     """This process's part in the run `id`: a lease on the run's folder, until `leave` or death."""
 
     def __init__(self, id_: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", id_):
-            raise ValueError(f"not a run id: {id_!r}")
         self.id = id_
         self.folder = folder_of(id_)
         self._lease = lease.hold(self.folder)
@@ -70,7 +68,9 @@ class Run:
 
 
 def folder_of(id_: str) -> Path:
-    """The folder of the run `id_`, whether or not it exists."""
+    """The folder of the run `id_`, whether or not it exists. Raises ValueError for what can't be one."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", id_):
+        raise ValueError(f"not a run id: {id_!r}")
     return all_runs() / id_
 
 
@@ -80,13 +80,25 @@ def all_runs() -> Path:
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
-    """The JSON object in `file`, or None if there is no such file."""
+    """The JSON object in `file`, or None if there is no such file. Raises PlaceError for one that is damaged."""
     try:
-        text = file.read_text(encoding="utf-8")
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    record: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError) as problem:
+        raise damaged(file, problem) from problem
+    if not isinstance(record, dict):
+        raise damaged(file, "it is not a JSON object")
     return record
+
+
+def damaged(file: Path, problem: object) -> PlaceError:
+    """The error for a record that can't be understood."""
+    return PlaceError(
+        f"the record {file} can't be read",
+        why=str(problem),
+        hint="remove it once nothing of pgsandbox runs any more, and run `pgsandbox prune`",
+    )
 
 
 def write_record(file: Path, record: dict[str, Any]) -> None:

@@ -14,12 +14,15 @@ from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Order, Progress, Running, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.isolation.clone import CloneIsolation
-from pgsandbox.run import Run
+from pgsandbox.run import Run, folder_of, write_record
 from pgsandbox.server import Server
-from pgsandbox.settings import Settings, show_duration
+from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 NAMED = "named-"
 """Records of a run that begin so are what the command line finds by name."""
+
+RUNNING = "running.json"
+"""The file in a server's folder that says how it is reached."""
 
 _END_TIMEOUT = 5.0
 
@@ -55,7 +58,7 @@ class Sandbox:
             settings = (
                 sources.load(cli=overrides, cli_name="{name}", root=self.root)
                 if settings is None
-                else (dataclasses.replace(settings, **overrides))
+                else resolve([Place("{name}", overrides)], base=settings)
             )
         self.settings = settings
         self.worker = worker
@@ -67,6 +70,7 @@ class Sandbox:
         self._server: Server | None = None
         self._facts = template.Facts()
         self._own_lease: lease.Lease | None = None
+        self._spare: supervised.Handle | None = None
         self._databases: dict[str, tuple[Database, CloneIsolation]] = {}
         self._fresh = 0
 
@@ -142,6 +146,7 @@ class Sandbox:
                 self._server = self._shared_server(run)
             else:
                 self._server = self._own_server(run)
+            self._discard_spare()
         return self._server
 
     def prepare(self) -> None:
@@ -174,6 +179,7 @@ class Sandbox:
         if self._run is not None:
             self._run.leave()
             self._run = None
+        self._discard_spare()
 
     def stop(self, *, granted: bool = False) -> list[str]:
         """End every server of the run now, and close; what could not be ended, in words.
@@ -181,8 +187,7 @@ class Sandbox:
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
         trouble: list[str] = []
-        run = self.join()
-        for folder in (run.folder / "servers").glob("*"):
+        for folder in (folder_of(self._run_id) / "servers").glob("*"):
             if (folder / supervised.GRANT).exists() and not granted:
                 continue
             if not supervised.end(folder, timeout=_END_TIMEOUT):
@@ -244,9 +249,11 @@ class Sandbox:
         return f"open it within {show_duration(self.settings.ttl)} with `pgsandbox psql {name}`"
 
     def name(self, name: str, url: str, *, ttl: float) -> None:
-        """Let the command line find `url` under `name`, and let its server live for `ttl` seconds unheld."""
+        """Let the command line find `url` under `name`, and let its server live for `ttl` seconds unheld.
+
+        In this order: if we are killed in between, nothing that nobody can find goes on living.
+        """
         running = self.server.running
-        engines.named(running.engine).grant(running, ttl)
         self.join().write(
             f"{NAMED}{name}",
             {
@@ -261,6 +268,7 @@ class Sandbox:
                 "created": time.time(),
             },
         )
+        engines.named(running.engine).grant(running, ttl)
 
     def _make(self, name: str) -> tuple[Database, CloneIsolation]:
         server = self.server
@@ -289,8 +297,17 @@ class Sandbox:
     def join(self) -> Run:
         """This process's part in the run, taken when first asked for."""
         if self._run is None:
+            folder = folder_of(self._run_id)
+            if not folder.exists():  # before it does: from then on somebody must remove it if we are killed
+                self._spare = supervised.ahead(folder)
             self._run = Run(self._run_id)
         return self._run
+
+    def _discard_spare(self) -> None:
+        """Leave the supervisor that was started ahead to itself: it has its server, or others have theirs."""
+        if self._spare is not None:
+            self._spare.detach()
+            self._spare = None
 
     def _shared_server(self, run: Run) -> Server:
         """The run's one server: whoever comes first starts it and builds the template, the others wait for that."""
@@ -363,8 +380,13 @@ class Sandbox:
             lease=held_by or folder,
             seed=seed,
             for_seed=for_seed,
+            supervisor=self._spare,
         )
-        running = engines.named(self.choice.engine).start(self.choice, order, self._progress)
+        try:
+            running = engines.named(self.choice.engine).start(self.choice, order, self._progress)
+        finally:
+            self._discard_spare()  # it has a server now, or is of no use
+        write_record(folder / RUNNING, running.to_record())
         server = Server(running)
         server.connect()
         return server

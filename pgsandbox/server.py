@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from pgsandbox import scram, tuning
+from pgsandbox import libpq, scram, tuning
 from pgsandbox.errors import NotReadyError, ServerError
 
 if TYPE_CHECKING:
@@ -92,9 +92,7 @@ class Server:
         running = self.running
         if running.engine == "external":
             return psycopg.conninfo.make_conninfo(running.detail["url"], dbname=database)
-        # All that a PG* variable or a service file could change is said.
-        parts: dict[str, Any] = {"user": running.user, "port": running.port, "dbname": database, "options": ""}
-        parts |= {"sslmode": "disable", "gssencmode": "disable", "target_session_attrs": "any"}
+        parts: dict[str, Any] = {**libpq.PLAIN, "user": running.user, "port": running.port, "dbname": database}
         parts |= {"host": running.socket} if running.socket else {"host": running.host, "password": running.password}
         return psycopg.conninfo.make_conninfo("", **parts)
 
@@ -189,7 +187,7 @@ class Server:
 
     def drop_role(self, name: str) -> None:
         """Drop the role `name`, and the rights that it was given, if it is there."""
-        if self.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]):
+        if self.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]):
             self.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
             self.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
@@ -214,7 +212,7 @@ class Server:
 
     def has_database(self, name: str) -> bool:
         """Whether there is a database of that name."""
-        return bool(self.execute("SELECT FROM pg_database WHERE datname = %s", [name]))
+        return bool(self.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]))
 
     def drop_database(self, name: str) -> None:
         """Drop the database `name`, if it is there, ending whatever is connected to it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgsandbox.errors import PgsandboxError, UsageError
+from pgsandbox.libpq import MISLEADING
 
 if TYPE_CHECKING:
     from pgsandbox.database import Database
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 RUN_VARIABLE = "_PGSANDBOX_RUN"
 """Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
-
-_MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSSLMODE", "PGOPTIONS", "PGTARGETSESSIONATTRS")
-"""Variables that would lead an application elsewhere than the variables that we export."""
 
 _JOIN_TIMEOUT = 30.0
 
@@ -48,11 +46,14 @@ def worker_identity() -> Identity | None:
     At the time conftest files are imported xdist has only set variables, which a pytest inside a test inherits:
     the parent's pid tells the two apart. What was announced is for this process alone, and taken out of its sight.
     """
-    announced, worker = os.environ.pop(RUN_VARIABLE, None), os.environ.get("PYTEST_XDIST_WORKER")
+    announced, worker = os.environ.get(RUN_VARIABLE), os.environ.get("PYTEST_XDIST_WORKER")
     if not announced or not worker:
         return None
     run, parent, workers = announced.split("/")
-    return Identity(run, worker, int(workers)) if int(parent) == os.getppid() else None
+    if int(parent) != os.getppid():
+        return None
+    del os.environ[RUN_VARIABLE]
+    return Identity(run, worker, int(workers))
 
 
 def new_identity(worker: str, workers: int = 1) -> Identity:
@@ -175,7 +176,7 @@ class Session:
 
         Where that can't be started, to a dead URL, so that what is imported early fails with a name that explains.
         """
-        self._put_aside(*_MISLEADING)  # first: our own connections would be led astray, too
+        self._put_aside(*MISLEADING)  # first: our own connections would be led astray, too
         try:
             environ = self.database.env
         except PgsandboxError:
@@ -192,7 +193,7 @@ class Session:
 
     def _export(self, environ: dict[str, str]) -> None:
         self._exported = {**environ, **dict.fromkeys(self.settings.env, environ["DATABASE_URL"])}
-        self._put_aside(*_MISLEADING, *self._exported)
+        self._put_aside(*MISLEADING, *self._exported)
         os.environ.update(self._exported)
 
     def _put_aside(self, *names: str) -> None:

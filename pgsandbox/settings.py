@@ -10,20 +10,20 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pgsandbox.errors import SettingsError
 
-Raw = str | int | float | bool | list[Any]
-"""A value as a place gives it: text from the command line, environment or an ini file, or a TOML value."""
+Raw = str | int | float | bool | list[Any] | tuple[Any, ...]
+"""A value as a place gives it: text from the command line, environment or an ini file, a TOML or Python value."""
 
 
 class Place(NamedTuple):
     """One of the five places, with what it says: setting name to raw value."""
 
     name: str
-    """How a message names the place; `{name}` and `{NAME}` stand for the setting."""
+    """How a message names the place; `{name}`, `{NAME}` and `{flag}` (with dashes) stand for the setting."""
     values: Mapping[str, Raw]
 
     def spelled(self, setting: str) -> str:
         """How `setting` is written in this place."""
-        return self.name.format(name=setting, NAME=setting.upper())
+        return self.name.format(name=setting, NAME=setting.upper(), flag=setting.replace("_", "-"))
 
 
 _T = TypeVar("_T")
@@ -35,7 +35,7 @@ def _setting(default: _T, parse: Callable[[Raw], _T], help_: str, *, metavar: st
 
 
 def _text(raw: Raw) -> str:
-    if isinstance(raw, (list, bool)):
+    if isinstance(raw, bool) or not isinstance(raw, (str, int, float)):
         raise ValueError("is not a text")  # noqa: TRY004 -- every parser says ValueError
     text = str(raw).strip()
     if not text:
@@ -79,34 +79,36 @@ def _version(raw: Raw) -> int | None:
     return int(str(raw))
 
 
-def _list(raw: Raw) -> tuple[str, ...]:
-    parts = raw if isinstance(raw, list) else [raw]
-    if any(not isinstance(part, str) for part in parts):
-        raise ValueError("is not a list of texts")
-    items = (item.strip() for part in parts for item in re.split(r"[,\n]", str(part)))
+def _list(raw: Raw, *, separator: str = r"[,\n]") -> tuple[str, ...]:
+    items = (item.strip() for text in _texts(raw) for item in re.split(separator, text))
     return tuple(item for item in items if item)
 
 
 def _lines(raw: Raw) -> tuple[str, ...]:
-    """A list whose items may hold commas of their own (commands): a comma only separates where no `command:` is."""
-    parts = raw if isinstance(raw, list) else [raw]
-    if any(not isinstance(part, str) for part in parts):
-        raise ValueError("is not a list of texts")
+    """A list whose items may hold commas of their own: what follows `command:` is one item, up to the line's end."""
     items: list[str] = []
-    for line in (line.strip() for part in parts for line in str(part).split("\n")):
-        before, command, rest = line.partition("command:")
-        items.extend(item.strip() for item in before.split(",") if item.strip())
+    for line in (line for text in _texts(raw) for line in text.split("\n")):
+        command = re.search(r"(?:^|,)\s*(command:.*)", line)
+        items.extend(_list(line[: command.start()] if command else line))
         if command:
-            items.append(command + rest)
+            items.append(command[1].strip())
     return tuple(items)
 
 
 def _options(raw: Raw) -> tuple[str, ...]:
-    options = _list(raw)
+    """A list whose items may hold commas of their own: a comma separates where the next `name=` follows."""
+    options = _list(raw, separator=r"\n|,(?=\s*[A-Za-z_][\w.]*\s*=)")
     for option in options:
         if not re.fullmatch(r"[A-Za-z_][\w.]*\s*=.*", option):
             raise ValueError(f"has {option!r}, which is not of the form name=value")
     return options
+
+
+def _texts(raw: Raw) -> list[str]:
+    texts = list(raw) if isinstance(raw, (list, tuple)) else [raw]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("is not a list of texts")
+    return texts
 
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
@@ -201,12 +203,18 @@ class Settings:
         if name == "cache_size":
             return f"{value / (1 << 20):g}MB"
         if name == "url":
-            return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", value)
+            return masked(value)
         return str(value)
 
 
 SETTINGS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Settings) if f.name != "origins"}
 """The settings by name; each field's metadata has `help` and `metavar`."""
+
+
+def masked(url: str) -> str:
+    """`url`, well-formed or not, without its password."""
+    without = re.sub(r"^([^:]*://[^:@]*|[^:/@]*(?!://)):.*@", r"\1:***@", url)
+    return re.sub(r"(password\s*=\s*)[^&\s]+", r"\1***", without)
 
 
 def show_duration(seconds: float) -> str:
@@ -217,11 +225,12 @@ def show_duration(seconds: float) -> str:
     return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
-def resolve(places: Iterable[Place]) -> Settings:
-    """The settings that `places` add up to; earlier places win.
+def resolve(places: Iterable[Place], *, base: Settings | None = None) -> Settings:
+    """The settings that `places` add up to; earlier places win, and what none of them says is as in `base`.
 
     Raises SettingsError for an unknown name, a malformed value, or a contradiction in any place, also one that lost.
     """
+    base = Settings() if base is None else base
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for place in places:
@@ -232,7 +241,7 @@ def resolve(places: Iterable[Place]) -> Settings:
             if name not in values:
                 values[name] = parsed
                 origins[name] = place.spelled(name)
-    settings = Settings(**values, origins=origins)
+    settings = dataclasses.replace(base, **values, origins={**base.origins, **origins})
     _check(settings)
     return settings
 
@@ -250,15 +259,11 @@ def _parse(place: Place, name: str, raw: Raw) -> Any:
     try:
         return SETTINGS[name].metadata["parse"](raw)
     except ValueError as problem:
-        shown = raw if isinstance(raw, str) else repr(raw)
-        if name == "url":
-            shown = re.sub(r":[^:@/]*@", ":***@", str(shown))
-        raise SettingsError(
-            f"{place.spelled(name)} = {shown!r} {problem}"
-            if isinstance(raw, str)
-            else f"{place.spelled(name)} = {shown} {problem}",
-            hint=f"{name}: {SETTINGS[name].metadata['help']}",
-        ) from None
+        shown = repr(masked(raw) if isinstance(raw, str) and name == "url" else raw)
+        hint = f"{name}: {SETTINGS[name].metadata['help']}"
+        if isinstance(SETTINGS[name].default, bool) and place.name.startswith("--"):
+            hint += f"; in front of another argument, write {place.spelled(name)}=true"
+        raise SettingsError(f"{place.spelled(name)} = {shown} {problem}", hint=hint) from None
 
 
 def _check(settings: Settings) -> None:

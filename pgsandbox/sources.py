@@ -14,12 +14,13 @@ ENV_PREFIX = "PGSANDBOX_"
 INI_PREFIX = "pgsandbox_"
 
 _INI_FILES = ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
+_PROJECT_MARKS = ("pyproject.toml", "setup.py", ".git")
 
 
 def load(
     *,
     cli: Mapping[str, Raw] | None = None,
-    cli_name: str = "--pgsandbox-{name}",
+    cli_name: str = "--pgsandbox-{flag}",
     environ: Mapping[str, str] | None = None,
     ini_file: Path | None = None,
     overrides: Iterable[str] = (),
@@ -46,9 +47,13 @@ def load(
 
 
 def find_root(start: Path) -> Path:
-    """The nearest folder, upwards from `start`, that holds a project or pytest configuration; else `start`."""
-    for folder in (start, *start.parents):
-        if (folder / ".git").exists() or any((folder / name).is_file() for name in _INI_FILES):
+    """The nearest folder, upwards from `start`, that holds what pytest would read; else a project's; else `start`."""
+    folders = (start, *start.parents)
+    for folder in folders:
+        if find_ini(folder) is not None:
+            return folder
+    for folder in folders:
+        if any((folder / name).exists() for name in _PROJECT_MARKS):
             return folder
     return start
 
@@ -81,13 +86,28 @@ def _pytest_section(file: Path) -> Mapping[str, Any] | None:
     if file.suffix == ".toml":
         document = _toml(file)
         if file.name != "pyproject.toml":
-            return dict(document.get("pytest", {}))
-        table = document.get("tool", {}).get("pytest")
-        if not isinstance(table, Mapping):
-            return None
-        options = table.get("ini_options")
-        return options if isinstance(options, Mapping) else table
+            # One of another name, given by -c, may also be written like pyproject.toml.
+            return _table(document, "pytest") or _tool_pytest(document) or {}
+        return _tool_pytest(document)
     return _ini_section(file)
+
+
+def _tool_pytest(document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """`[tool.pytest.ini_options]`, or pytest 9's own `[tool.pytest]`; a table of no keys is no configuration."""
+    table = _table(document, "tool", "pytest")
+    options = table.get("ini_options")
+    if isinstance(options, Mapping):
+        return options
+    return table or None
+
+
+def _table(document: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    for name in names:
+        found = document.get(name)
+        if not isinstance(found, Mapping):
+            return {}
+        document = found
+    return document
 
 
 def _ini_section(file: Path) -> Mapping[str, str] | None:
@@ -95,8 +115,8 @@ def _ini_section(file: Path) -> Mapping[str, str] | None:
 
     try:
         sections = iniconfig.IniConfig(str(file)).sections
-    except iniconfig.ParseError as problem:
-        raise SettingsError(f"{file.name} can't be read", why=str(problem)) from None
+    except (iniconfig.ParseError, UnicodeDecodeError, OSError) as problem:
+        raise _unreadable(file, problem) from None
     if file.suffix == ".cfg":
         return sections.get("tool:pytest")
     found = sections.get("pytest")
@@ -108,9 +128,14 @@ def _ini_section(file: Path) -> Mapping[str, str] | None:
 def _tool_table(file: Path) -> dict[str, Raw]:
     if not file.is_file():
         return {}
-    table = _toml(file).get("tool", {}).get("pgsandbox", {})
+    table = _table(_toml(file), "tool").get("pgsandbox", {})
     if not isinstance(table, Mapping):
-        raise SettingsError("[tool.pgsandbox] in pyproject.toml is not a table")
+        raise SettingsError(
+            "[tool.pgsandbox] in pyproject.toml is not a table",
+            why=f"tool.pgsandbox = {table!r}",
+            looked_at=(str(file),),
+            hint="write a line [tool.pgsandbox], and the settings below it",
+        )
     return dict(table)
 
 
@@ -119,8 +144,15 @@ def _toml(file: Path) -> dict[str, Any]:
 
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise SettingsError(f"{file.name} can't be read", why=str(problem)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
+        raise _unreadable(file, problem) from None
+
+
+def _unreadable(file: Path, problem: Exception) -> SettingsError:
+    said = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+    return SettingsError(
+        f"{file.name} can't be read", why=said, looked_at=(str(file),), hint="pytest reads it, too: mend it first"
+    )
 
 
 def _escape(file: Path | None) -> str:

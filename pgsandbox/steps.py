@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from pgsandbox.database import Database
 
+_NOT_FOUND = "is it installed? PATH and the folder of the running Python are searched"
 KINDS = "file.sql, dir/*.sql, python:module:function, command: a command line"
 
 
@@ -73,13 +75,15 @@ def _parse_one(text: str, root: Path) -> list[Step]:
 
 def _sql_steps(text: str, root: Path) -> list[Step]:
     pattern = Path(text)
-    if "*" in text or "?" in text:
+    if _is_pattern(text):
         base, relative = (
             (Path(pattern.anchor), pattern.relative_to(pattern.anchor)) if pattern.anchor else (root, pattern)
         )
         files = sorted(file for file in base.glob(str(relative)) if file.is_file())
         if not files:
-            raise TemplateError(f"init step {text!r} matches no file", looked_at=(str(root),))
+            raise TemplateError(
+                f"init step {text!r} matches no file", looked_at=(str(base),), hint="paths start at the project's root"
+            )
         return [SqlStep(text, file) for file in files]
     file = root / pattern
     if not file.is_file():
@@ -87,6 +91,10 @@ def _sql_steps(text: str, root: Path) -> list[Step]:
             f"init file {text} does not exist", looked_at=(str(file),), hint="paths start at the project's root"
         )
     return [SqlStep(text, file)]
+
+
+def _is_pattern(text: str) -> bool:
+    return "*" in text or "?" in text
 
 
 @dataclass(frozen=True)
@@ -98,24 +106,40 @@ class SqlStep:
 
     def run(self, database: Database, context: Context) -> None:
         """Run the file's statements as the owner; raises TemplateError with the line of the mistake."""
-        source = self.file.read_text(encoding="utf-8")
+        try:
+            source = self.file.read_text(encoding="utf-8-sig")  # with or without the mark that some editors write
+        except UnicodeDecodeError as problem:
+            raise TemplateError(
+                f"init file {self._name} is not UTF-8", why=str(problem), hint="convert it: iconv -t UTF-8"
+            ) from None
         if re.search(r"^\\", source, re.MULTILINE):
             self._with_psql(database, context)
             return
         import psycopg
 
-        timeout = f"{int(context.timeout * 1000)}ms"
-        with database.connect(autocommit=True, options=f"-c statement_timeout={timeout}") as connection:
+        with database.connect(autocommit=True, client_encoding="utf8") as connection:
+            # Ours, not statement_timeout: that would count for each statement, and pg_dump's files set it to 0.
+            timer = threading.Timer(context.timeout, connection.cancel)
+            timer.start()
             try:
                 connection.execute(source.encode())
+            except psycopg.errors.QueryCanceled:
+                raise _too_slow(f"init file {self._name}", context, "PostgreSQL was still working on it") from None
             except psycopg.Error as problem:
                 raise self._failed(source, problem) from problem
+            finally:
+                timer.cancel()
+
+    @property
+    def _name(self) -> str:
+        """The file as the user wrote it; of those that a pattern matched, the one that it is."""
+        return self.file.name if _is_pattern(self.text) else self.text
 
     def _with_psql(self, database: Database, context: Context) -> None:
         psql = shutil.which("psql")
         if psql is None:
             raise TemplateError(
-                f"init file {self.text} needs psql",
+                f"init file {self._name} needs psql",
                 why="it has psql's own commands (lines that begin with a backslash) or data for COPY",
                 looked_at=("PATH",),
                 hint="install PostgreSQL's client programs, or use `pg_dump --inserts`",
@@ -127,12 +151,13 @@ class SqlStep:
         said = problem.diag.message_primary or str(problem).strip()
         where = ""
         if problem.diag.statement_position:
-            line = source.count("\n", 0, int(problem.diag.statement_position) - 1) + 1
-            where = f" at line {line}: {source.splitlines()[line - 1].strip()[:120]}"
-        name = self.file.name if "*" in self.text else self.text
+            before = source[: int(problem.diag.statement_position)].rstrip()  # at the end of input: its last line
+            line = before.count("\n") + 1
+            text = source.split("\n")[line - 1].strip()
+            where = f" at line {line}: {text[:120]}"
         return TemplateError(
-            f"init file {name} failed{where}",
-            why="\n".join(filter(None, [said, problem.diag.message_detail])),
+            f"init file {self._name} failed{where}",
+            why="\n".join(filter(None, [said, problem.diag.message_detail, problem.diag.context])),
             hint=hint_for(f"{problem.sqlstate} {said}") or problem.diag.message_hint,
         )
 
@@ -148,14 +173,15 @@ class PythonStep:
     def run(self, database: Database, context: Context) -> None:
         """Call the function; raises TemplateError with the end of its traceback."""
         path = [str(context.root), *(p for p in sys.path if p)]
-        words = (sys.executable, "-c", _CALL, self.module, self.function, database.url)
+        words = (sys.executable, "-c", _CALL, self.module, self.function)
         environ = {**context.environ, "PYTHONPATH": os.pathsep.join(path)}
         _run_program(self.text, words, Context(context.root, environ, context.timeout))
 
 
 _CALL = """\
 import importlib, os, sys
-module, function, url = sys.argv[1:]
+module, function = sys.argv[1:]
+url = os.environ["DATABASE_URL"]  # not an argument: others can read those; and now, before the module can change it
 try:
     found = importlib.import_module(module)
 except ModuleNotFoundError as problem:
@@ -186,15 +212,19 @@ def _run_program(text: str, words: Sequence[str], context: Context) -> None:
     if outcome.exit_code == 0:
         return
     if outcome.exit_code is None:
-        raise TemplateError(
-            f"init step {text!r} was not done within {context.timeout:g}s, and was ended",
-            why=outcome.output or "it printed nothing",
-            hint="raise the setting timeout, or look at what it waits for",
-        )
+        raise _too_slow(f"init step {text!r}", context, outcome.output or "it printed nothing")
     raise TemplateError(
         f"init step {text!r} failed with exit code {outcome.exit_code}",
         why=outcome.output or "it printed nothing",
-        hint=hint_for(outcome.output),
+        hint=_NOT_FOUND if outcome.exit_code == command.NOT_FOUND else hint_for(outcome.output),
+    )
+
+
+def _too_slow(what: str, context: Context, why: str) -> TemplateError:
+    return TemplateError(
+        f"{what} was not done within {context.timeout:g}s, and was ended",
+        why=why,
+        hint="raise the setting timeout, or look at what it waits for",
     )
 
 

@@ -27,32 +27,51 @@ if TYPE_CHECKING:
 
 _POLL = 0.2
 _LINGER = 0.6
+_RUN_TIMEOUT = 10.0
 
 
 def main() -> None:
-    """The supervisor's own process: the spec comes in on standard input, reports go out on standard output."""
-    line = sys.stdin.readline()
-    if not line.endswith("\n"):
-        return  # the starter died before it said what to do
-    spec = json.loads(line)
-    folder, run_folder = Path(spec["folder"]), Path(spec["run_folder"])
-    stopping, baking = _Flag(signal.SIGTERM), _Flag(signal.SIGUSR1)
+    """The supervisor's own process: what to do comes in on standard input, reports go out on standard output.
+
+    The first line names the run's folder, and may come long before the second, the server's spec. Should the starter
+    die in between, only the folder is left to remove.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    try:
-        mark = lease.supervise(folder)
-    except PgsandboxError:
+    stopping, baking = _Flag(signal.SIGTERM), _Flag(signal.SIGUSR1)
+    run_folder = _read_line()
+    if run_folder is None:
         return
-    write_record(folder / PID, {"pid": os.getpid()})
-    ward = engines.ward(spec)
+    spec = _read_line()
     try:
-        if _begin(ward):
-            _sweep_others(folder)
-            _watch(ward, folder, Path(spec["lease"]), stopping, baking)
+        if spec is not None:
+            _look_after(spec, stopping, baking)
     finally:
-        _remove(ward, folder)
+        sweep.sweep_run(Path(run_folder), timeout=_RUN_TIMEOUT)
+
+
+def _read_line() -> Any:
+    """The next line's JSON value; None when the starter died, or wants nothing any more, before it was written."""
+    line = sys.stdin.readline()
+    return json.loads(line) if line.endswith("\n") else None
+
+
+def _look_after(spec: dict[str, Any], stopping: _Flag, baking: _Flag) -> None:
+    folder = Path(spec["folder"])
+    mark = lease.supervise(folder)
+    if mark is None:
+        return
+    try:
+        write_record(folder / PID, {"pid": os.getpid()})
+        ward = engines.ward(spec)
+        try:
+            if _begin(ward):
+                _sweep_others(folder)
+                _watch(ward, folder, Path(spec["lease"]), stopping, baking)
+        finally:
+            _remove(ward, folder)
+    finally:
         mark.release()
-        _remove_run(run_folder)
 
 
 class _Flag:
@@ -120,16 +139,6 @@ def _remove(ward: engines.Ward, folder: Path) -> None:
     with contextlib.suppress(Exception):  # what could not be removed is swept by the next start
         ward.remove()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_run(run_folder: Path) -> None:
-    servers = run_folder / "servers"
-    with contextlib.suppress(OSError):
-        servers.rmdir()
-    if not servers.exists():
-        deadline = time.monotonic() + 10
-        while run_folder.exists() and not lease.remove_if_dead(run_folder) and time.monotonic() < deadline:
-            time.sleep(_POLL)
 
 
 def _sweep_others(folder: Path) -> None:

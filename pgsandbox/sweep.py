@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,44 +11,84 @@ from typing import Any
 
 from pgsandbox import engines, lease
 from pgsandbox.engines.supervised import SPEC
+from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
 from pgsandbox.run import all_runs, read_record
 
 
-def sweep(*, keep: Path | None = None) -> list[str]:
-    """Remove what belonged to runs of this user that are provably dead; what was removed, in words.
+def sweep(*, keep: Path | None = None) -> tuple[list[str], list[PgsandboxError]]:
+    """Remove what belonged to runs of this user that are provably dead; what was removed, and what could not be.
 
     `keep` is a server's folder to leave alone whatever it looks like.
     """
     removed: list[str] = []
-    for folder in _server_folders():
-        if folder != keep and not lease.is_supervised(folder):
-            removed.extend(_sweep_server(folder))
-    for run_folder in all_runs().iterdir():
-        servers = run_folder / "servers"
-        is_empty = not servers.exists() or not any(servers.iterdir())
-        if is_empty and _is_idle(run_folder) and lease.remove_if_dead(run_folder):
+    trouble: list[PgsandboxError] = []
+    for run_folder in _folders(all_runs()):
+        for folder in _folders(run_folder / "servers"):
+            if folder == keep:
+                continue
+            try:
+                removed.extend(_sweep_server(folder))
+            except PgsandboxError as problem:  # an engine that does not answer: the next sweep tries again
+                trouble.append(problem)
+        if not _folders(run_folder / "servers") and lease.remove_if_dead(run_folder):
             removed.append(f"run {run_folder.name}")
-    return removed
+    return removed, trouble
+
+
+def sweep_run(run_folder: Path, *, timeout: float) -> None:
+    """Remove a run's folder as soon as nobody holds it, and what killed processes of that run left in it.
+
+    Nothing is done while a server of the run has a supervisor: the last of those comes here in the end. Gives up
+    after `timeout` seconds, since then somebody else of the run is alive.
+    """
+    deadline = time.monotonic() + timeout
+    while run_folder.exists() and time.monotonic() < deadline:
+        servers = _folders(run_folder / "servers")
+        if any(lease.is_supervised(folder) for folder in servers):
+            return
+        for folder in servers:
+            with contextlib.suppress(PgsandboxError):
+                list(_sweep_server(folder))
+        if not _folders(run_folder / "servers") and lease.remove_if_dead(run_folder):
+            return
+        time.sleep(0.1)
 
 
 def _sweep_server(folder: Path) -> Iterator[str]:
-    spec: dict[str, Any] | None = read_record(folder / SPEC)
-    with lease.if_nobody_holds(Path(spec["lease"]) if spec else folder) as free:
-        if not free or lease.is_supervised(folder):
-            return
-        if spec is not None:
-            engines.ward(spec).remove()
-        shutil.rmtree(folder, ignore_errors=True)
-        yield f"{spec['engine'] if spec else 'unfinished'} server {folder.name}"
-
-
-def _server_folders() -> list[Path]:
-    return [folder for run in all_runs().iterdir() for folder in (run / "servers").glob("*") if folder.is_dir()]
-
-
-def _is_idle(run_folder: Path) -> bool:
-    """Whether the folder is older than a moment: a run that is just being made has its lease in the next one."""
+    """Remove one server and its folder, if it has no supervisor and nobody holds it; what it was."""
     try:
-        return time.time() - run_folder.stat().st_mtime > 5
-    except FileNotFoundError:
-        return False
+        spec = read_record(folder / SPEC)
+    except PlaceError:  # damaged: there is no telling what it was
+        spec = None
+    run_folder = folder.parent.parent
+    # Before there is a spec, its starter holds the run, the server's folder, or both.
+    held_by = [Path(spec["lease"])] if spec else [run_folder, folder]
+    if any(lease.is_held(one) for one in held_by) or lease.is_supervised(folder):
+        return
+    mark = lease.supervise(folder)
+    if mark is None:
+        return
+    try:
+        with lease.if_nobody_holds(held_by[-1]) as free:
+            if not free or any(lease.is_held(one) for one in held_by[:-1]):
+                return
+            if spec is not None:
+                _remove(spec)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        mark.release()
+    yield f"{spec['engine'] if spec else 'unfinished'} server {folder.name}"
+
+
+def _remove(spec: dict[str, Any]) -> None:
+    try:
+        engines.ward(spec).remove()
+    except PgsandboxError:
+        raise
+    except Exception as problem:
+        message = f"what is left of the {spec['engine']} server {spec['token']} could not be removed"
+        raise ServerError(message, why=f"{type(problem).__name__}: {problem}") from problem
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [folder for folder in parent.glob("*") if folder.is_dir()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from pgsandbox import scram, steps
+from pgsandbox import libpq, scram, steps
 from pgsandbox.database import Address, Database
 from pgsandbox.errors import PgsandboxError, TemplateError
 
@@ -90,7 +90,7 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
     _create_extensions(server, settings.extensions)
     address = Address(server.host, server.port, server.names.builder, password, server.names.template)
     database = Database(address, _Unresettable())
-    environ = {**os.environ, **database.env, **dict.fromkeys(settings.env, database.url)}
+    environ = libpq.environment(database.env, os.environ) | dict.fromkeys(settings.env, database.url)
     context = steps.Context(root, environ, settings.timeout)
     for step in plan:
         progress(step.text)

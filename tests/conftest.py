@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -133,6 +133,28 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     (folder / "pytest.ini").write_text("[pytest]\n")
     return folder
+
+
+class Inner(Protocol):
+    """`inner("-n2")`: pytest with `-p pgsandbox` in processes of its own, in the folder of `pytester`.
+
+    With `named=False` pgsandbox is merely installed.
+    """
+
+    def __call__(self, *words: str, named: bool = True) -> pytest.RunResult: ...
+
+
+@pytest.fixture
+def inner(pytester: pytest.Pytester, some_target: Target, monkeypatch: pytest.MonkeyPatch) -> Inner:
+    """Runs the tests that `pytester` has made, in the order in which they are written."""
+    for name, value in some_target.environ.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*words: str, named: bool = True) -> pytest.RunResult:
+        start = ("-p", "pgsandbox") if named else ()
+        return pytester.runpytest_subprocess(*start, "-p", "no:randomly", *words, timeout=90)
+
+    return run
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from conftest import LEFT_DEADLINE, processes
 
+from pgsandbox import Sandbox
+
 needs_root = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root can do this to a Linux machine"
 )
@@ -182,3 +184,20 @@ def inspected(container: str) -> dict[str, Any]:
     with contextlib.closing(docker.from_env()) as client:
         found: dict[str, Any] = client.api.inspect_container(container)
     return found
+
+
+@contextlib.contextmanager
+def running(*, root: Path | None = None, **settings: Any) -> Iterator[Sandbox]:
+    """A sandbox for the length of the block, ended at once afterwards; `root` is a runtime folder of its own."""
+    before = os.environ.get("_PGSANDBOX_ROOT")
+    if root is not None:
+        os.environ["_PGSANDBOX_ROOT"] = str(root)
+    try:
+        with Sandbox(**settings) as sandbox:
+            if root is not None and before is not None:
+                os.environ["_PGSANDBOX_ROOT"] = before
+            yield sandbox
+            assert sandbox.stop() == []
+    finally:
+        if root is not None and before is not None:
+            os.environ["_PGSANDBOX_ROOT"] = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pgsandbox.errors import EngineError, PgsandboxError
 
 if TYPE_CHECKING:
+    from pgsandbox.engines.supervised import Handle
     from pgsandbox.settings import Settings
 
 Progress = Callable[[str], None]
@@ -53,6 +55,8 @@ class Order:
     """A stopped, ready cluster that `bake` gave, to start from a copy of it."""
     for_seed: bool = False
     """Whether this server is started to be baked."""
+    supervisor: Handle | None = None
+    """A supervisor that was started ahead and waits for a server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +140,18 @@ class Ward(Protocol):
 
 
 def named(name: str) -> Engine:
-    """The engine `name`: docker, local or external."""
+    """The engine `name`: docker, local or external. Raises EngineError where it can't run at all."""
     if name == "docker":
         from pgsandbox.engines.docker import DockerEngine
 
         return DockerEngine()
     if name == "local":
+        if sys.platform == "win32":
+            raise EngineError(
+                "local: the local engine does not run on Windows",
+                why="a server there can't be tied to the processes that use it",
+                hint="use Docker, or WSL",
+            )
         from pgsandbox.engines.local import LocalEngine
 
         return LocalEngine()

@@ -73,8 +73,9 @@ def enterable(binaries: Binaries, uid: int, gid: int) -> Path:
 
     No permission of a folder that isn't ours is changed. Raises PlaceError when the copy can't be written.
     """
-    folder, programs = binaries.folder, [binaries.folder / name for name in ("postgres", "initdb")]
-    if all(_may_execute(path, uid, gid) for path in (*programs, folder, *folder.parents)):
+    folder = binaries.folder
+    programs = (folder / "postgres", folder / "initdb")
+    if may_enter(folder, uid, gid) and all(_may_execute(program, uid, gid) for program in programs):
         return folder
     prefix = folder.parent
     libraries = prefix.parent.parent / f"{_EMBEDDED}.libs"
@@ -106,6 +107,11 @@ def enterable(binaries: Binaries, uid: int, gid: int) -> Path:
                 )
                 raise places.unusable(places.cache_root(), problem, hint=hint) from problem
     return target / inside / folder.name
+
+
+def may_enter(folder: Path, uid: int, gid: int) -> bool:
+    """Whether the modes of `folder` and of all above it let the user `uid` in."""
+    return all(_may_execute(path, uid, gid) for path in (folder, *folder.parents))
 
 
 def _installed() -> Iterator[Binaries]:

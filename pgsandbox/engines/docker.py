@@ -32,7 +32,13 @@ LABEL_RUN, LABEL_OWNER, LABEL_CREATED, LABEL_SERVER = (
 )
 _SHM = 256 << 20
 _SEED = "/pgsandbox-seed"
+_SEEDS = "pgsandbox-seed"
 _CONTAINER = "container.json"
+"""The file in a server's folder that says that the daemon was asked for a container, and once it gave one, its id."""
+
+_SEEDED = "seeded.json"
+"""The file in a server's folder that says that the daemon was asked to make an image of its container."""
+
 _IDLE = 2
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _API_TIMEOUT = 60
@@ -85,13 +91,13 @@ class DockerEngine:
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(connect()))
             where = topology(client)
-            remove_orphans(client)
+            with contextlib.suppress(PgsandboxError):  # what is left of others is no reason not to start
+                remove_orphans(client)
             stack.callback(supervised.start_for(order, spec).detach)
             progress(f"starting {choice.what}")
             password = order.seed["password"] if order.seed else scram.new_password()
             container, output = _run(client, name=name, choice=choice, order=order, password=password, where=where)
             stack.callback(output.close)
-            write_record(order.folder / _CONTAINER, {"id": container})
             host, port = where.address(client, container)
             password, version = ready.wait_and_rekey(
                 host=host,
@@ -119,12 +125,14 @@ class DockerEngine:
         del timeout
         with contextlib.closing(connect()) as client:
             container = running.detail["container"]
+            # From here on an image may come to be, even if we don't live to see it.
+            write_record(Path(running.folder) / _SEEDED, {})
             done = client.api.exec_start(client.api.exec_create(container, ["sh", "-c", _STOP])["Id"])
             if b"clean" not in done:
                 raise ServerError(
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
                 )
-            tag = f"pgsandbox-seed:{running.token}"
+            tag = f"{_SEEDS}:{running.token}"
             repository, _, version = tag.partition(":")
             # What the commit is not told, it takes over from the container: its password among others.
             conf = {"Env": ["POSTGRES_PASSWORD=", f"PGSANDBOX_SEED={running.token}"]}
@@ -195,25 +203,35 @@ class DockerWard:
 
     def remove(self) -> None:
         """Remove the container, with its volumes, and the seed that was made of it."""
+        asked = read_record(self._folder / _CONTAINER)
+        if asked is None:  # the daemon was never asked for a container
+            return
+        # The starter may have died while the daemon was still at work for it.
+        _until(lambda: self._remove_container() or asked["id"] is not None, timeout=_IN_FLIGHT)
+        if read_record(self._folder / _SEEDED) is not None:
+            _until(self._remove_seed, timeout=_IN_FLIGHT)
+
+    def _remove_container(self) -> bool:
+        found = self._find()
+        if found is not None:
+            _remove(self._docker(), found)
+        return found is not None
+
+    def _remove_seed(self) -> bool:
+        """Whether the image could be removed; it can't while a container of the run still uses it."""
         import docker
 
-        was_created = read_record(self._folder / _CONTAINER) is not None
-        deadline = time.monotonic() + (0.0 if was_created else _IN_FLIGHT)
-        while True:
-            found = self._find()
-            if found is not None:
-                _remove(self._docker(), found)
-            if found is not None or time.monotonic() >= deadline:
-                break
-            time.sleep(0.1)  # the starter may have died while the daemon was still creating it
-        if self._seed is not None:
-            with contextlib.suppress(docker.errors.APIError):
-                self._docker().api.remove_image(self._seed, force=True)
+        assert self._seed is not None
+        try:
+            self._docker().api.remove_image(self._seed)
+        except docker.errors.APIError:
+            return False
+        return True
 
     def _find(self) -> str | None:
         label = f"{LABEL_SERVER}={self._token}"
         found = self._docker().api.containers(all=True, filters={"label": label})
-        return found[0]["Id"] if found else None
+        return next((one["Id"] for one in found if _is_server(one, self._token)), None)
 
     def _docker(self) -> docker.DockerClient:
         if self._client is None:
@@ -256,20 +274,43 @@ def connect() -> docker.DockerClient:
 
 
 def remove_orphans(client: docker.DockerClient) -> list[str]:
-    """Remove containers of this user of this machine whose server's folder is gone or dead; their names."""
+    """Remove containers and seeds of this user of this machine whose server is dead; what was removed, in words."""
+    import docker
+
     removed: list[str] = []
     for found in client.api.containers(all=True, filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
         token = found["Labels"].get(LABEL_SERVER, "")
-        folders = list(all_runs().glob(f"*/servers/{token}"))
-        if token and not any(lease.is_supervised(folder) or _is_held(folder) for folder in folders):
+        if _is_server(found, token) and not _is_alive(token):
             _remove(client, found["Id"])
-            removed.append(f"container {found['Names'][0].lstrip('/')}")
+            removed.append(f"container pgsandbox-{token}")
+    for image in client.api.images(filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
+        token = image["Labels"].get(LABEL_SERVER, "")
+        if f"{_SEEDS}:{token}" in (image["RepoTags"] or []) and not _is_alive(token):
+            with contextlib.suppress(docker.errors.APIError):  # somebody's container uses it
+                client.api.remove_image(f"{_SEEDS}:{token}")
+                removed.append(f"image {_SEEDS}:{token}")
     return removed
 
 
-def _is_held(folder: Path) -> bool:
-    spec = read_record(folder / supervised.SPEC)
-    return lease.is_held(Path(spec["lease"]) if spec else folder)
+def _is_server(found: dict[str, Any], token: str) -> bool:
+    """Whether a container is the server `token`: an image that was made of one of ours carries its labels, too."""
+    return f"/pgsandbox-{token}" in (found["Names"] or [])
+
+
+def _is_alive(token: str) -> bool:
+    """Whether the server `token` has a supervisor, or somebody who holds it."""
+    for folder in all_runs().glob(f"*/servers/{token}"):
+        spec = read_record(folder / supervised.SPEC)
+        holds = [Path(spec["lease"])] if spec else [folder, folder.parent.parent]
+        if lease.is_supervised(folder) or any(lease.is_held(hold) for hold in holds):
+            return True
+    return False
+
+
+def _until(done: Callable[[], bool], *, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _remove(client: docker.DockerClient, container: str) -> None:
@@ -295,13 +336,16 @@ def _run(
     for tmpfs in (not order.for_seed, False):
         parts = _parts(client, choice, order, password, where, tmpfs=tmpfs)
         try:
+            write_record(order.folder / _CONTAINER, {"id": None})  # asked for
             container: str = client.api.create_container(name=name, **parts)["Id"]
+            write_record(order.folder / _CONTAINER, {"id": container})
             output = _Output(client.api.attach(container, stdout=True, stderr=True, stream=True, logs=True))
             client.api.start(container)
         except docker.errors.APIError as problem:
             found = client.api.containers(all=True, filters={"label": f"{LABEL_SERVER}={order.token}"})
             for leftover in found:
-                _remove(client, leftover["Id"])
+                if _is_server(leftover, order.token):
+                    _remove(client, leftover["Id"])
             if not (tmpfs and "tmpfs" in str(problem).lower()):
                 raise _not_started(choice, where, problem) from problem
         else:
@@ -365,7 +409,7 @@ def _keep_script() -> str:
 
 
 def _seed_tag(order: Order) -> str:
-    return f"pgsandbox-seed:{order.token}"
+    return f"{_SEEDS}:{order.token}"
 
 
 class _Output:

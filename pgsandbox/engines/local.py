@@ -40,12 +40,6 @@ class LocalEngine:
 
     def find(self, settings: Settings, progress: Progress) -> Choice:
         """The binaries that would be used; raises EngineError."""
-        if sys.platform == "win32":
-            raise EngineError(
-                "local: the local engine does not run on Windows",
-                why="a server there can't be tied to the processes that use it",
-                hint="use Docker, or WSL",
-            )
         from pgsandbox.engines import binaries
 
         found = binaries.find(settings.version)
@@ -58,8 +52,7 @@ class LocalEngine:
         account = _unprivileged()
         found = binaries.Binaries(Path(choice.what), choice.version, choice.detail["source"])
         folder = found.folder if account is None else binaries.enterable(found, account.pw_uid, account.pw_gid)
-        data = places.data_folder(order.token) if account else order.folder / "data"
-        data = _short_enough(data, order.token)
+        data = _place_for(order, account)
         spec = {
             "engine": self.name,
             "binaries": str(folder),
@@ -206,7 +199,7 @@ class LocalWard:
         except OSError as problem:
             raise ServerError(f"{program} can't be run", why=f"{command[0]}: {problem.strerror}") from problem
         if done.returncode != 0:
-            raise _failed(f"{program} failed", _last(done.stdout, 8), self._data)
+            raise _failed(f"{program} failed", _from_error(done.stdout, program), self._data)
 
     def _write_access(self) -> None:
         """Who may connect: the superuser by the kernel's word on its user, everybody else with a password."""
@@ -243,7 +236,8 @@ class LocalWard:
                 return
             tail = _tail(self._folder / _LOG, 20)
             if "Address already in use" not in tail:
-                raise _failed("PostgreSQL ended while it was starting", _last(tail, 8), self._data)
+                hint = "look at the setting options if the log complains of a parameter"
+                raise _failed("PostgreSQL ended while it was starting", _last(tail, 8), self._data, hint)
         raise ServerError("no free port was found", looked_at=(f"{_PORTS.start} to {_PORTS.stop - 1}",))
 
     def _command(self) -> list[str]:
@@ -287,6 +281,7 @@ class LocalWard:
         """What a child does before it runs postgres: drop root, and ask the kernel to end it with its supervisor."""
         account = self._account
         libc = _libc()
+        supervisor = os.getpid()
 
         def before_exec() -> None:
             os.umask(0o077)
@@ -296,6 +291,8 @@ class LocalWard:
                 os.setuid(account.pw_uid)
             if libc is not None:
                 libc.prctl(1, int(on_death))  # PR_SET_PDEATHSIG
+                if os.getppid() != supervisor:  # it died before it could be heard
+                    os._exit(1)
 
         return before_exec
 
@@ -314,13 +311,20 @@ def _unprivileged() -> pwd.struct_passwd | None:
     )
 
 
-def _short_enough(data: Path, token: str) -> Path:
-    """`data`, or a folder with a shorter path if a socket in it would be too long for the kernel."""
-    shortest = Path("/tmp") / f"pgsandbox-{token}"  # noqa: S108 -- made by us, 0700, under a random name
-    for folder in (data, places.data_folder(token), shortest):
-        if len(os.fsencode(folder / ".s.PGSQL.00000.lock")) <= _SOCKET_PATH_MAX:
+def _place_for(order: Order, account: pwd.struct_passwd | None) -> Path:
+    """Where the data goes: with the rest of the server, unless postgres runs as another user, who may not enter there.
+
+    A socket's path must be short enough for the kernel, too.
+    """
+    from pgsandbox.engines import binaries
+
+    shortest = Path("/tmp") / f"pgsandbox-data-{order.token}"  # noqa: S108 -- made by us, 0700, under a random name
+    ours = [] if account else [order.folder / "data"]
+    for folder in (*ours, places.data_folder(order.token)):
+        is_short = len(os.fsencode(folder / ".s.PGSQL.00000.lock")) <= _SOCKET_PATH_MAX
+        if is_short and (account is None or binaries.may_enter(folder.parent, account.pw_uid, account.pw_gid)):
             return folder
-    raise AssertionError("the last candidate is short")
+    return shortest
 
 
 def _locale() -> str:
@@ -436,11 +440,20 @@ def _last(text: str, lines: int) -> str:
     return "\n".join(text.rstrip().splitlines()[-lines:])
 
 
-def _failed(message: str, log: str, data: Path) -> ServerError:
+def _from_error(output: str, program: str) -> str:
+    """The lines from the first error on, if `program` says which that is, as initdb does; at most eight."""
+    lines = output.rstrip().splitlines()
+    errors = [number for number, line in enumerate(lines) if line.startswith(f"{program}: error:")]
+    return "\n".join(lines[errors[0] :][:8] if errors else lines[-8:])
+
+
+def _failed(message: str, log: str, data: Path, hint: str | None = None) -> ServerError:
     if "No space left on device" in log:
         return ServerError(
             message,
             why=f"no space is left on the file system of {data.parent}",
             hint="free some space there; `pgsandbox ls` shows what of ours runs",
         )
-    return ServerError(message, why=log, hint="look at the setting options if the log complains of a parameter")
+    if "could not look up effective user ID" in log:
+        hint = "PostgreSQL runs only as a user that has a name: add one to /etc/passwd, or run as another user"
+    return ServerError(message, why=log, hint=hint)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psycopg
 from psycopg import sql
 
-from pgsandbox import scram
+from pgsandbox import libpq, scram
 from pgsandbox.errors import NotReadyError, PgsandboxError
 
 _PAUSE = 0.02
@@ -40,6 +40,7 @@ def wait_and_rekey(
                 dbname="postgres",
                 connect_timeout=2,
                 autocommit=True,
+                **libpq.PLAIN,
             ) as connection:
                 fresh = scram.new_password()
                 alter = sql.SQL("ALTER ROLE {} PASSWORD {}")

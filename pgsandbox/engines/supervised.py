@@ -77,18 +77,43 @@ class Handle:
             f"PostgreSQL was not ready within {timeout:g}s", hint="raise the setting timeout on a slow machine"
         )
 
+    def tell(self, what: Any) -> None:
+        """Write a line to it. Raises ServerError when it is gone."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as problem:
+            raise ServerError(
+                "the supervisor of the server ended unexpectedly", why=f"exit code {self._process.wait()}"
+            ) from problem
+
     def detach(self) -> None:
-        """Leave it to itself: it outlives this process and this object."""
+        """Leave it to itself: it outlives this process and this object. Harmless when repeated."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        # Nobody is going to wait for it here, and subprocess would warn about that.
-        self._process.returncode = 0
+        if self._process.returncode is None:
+            self._process.returncode = 0  # subprocess would warn about a process that nobody waits for
+            _DETACHED.add(self.pid)
 
 
-def start(spec: dict[str, Any]) -> Handle:
-    """A supervisor for the server that `spec` describes (`engine`, `folder`, `run_folder` and what its ward needs)."""
+_DETACHED: set[int] = set()
+"""Children that were left to themselves; once they have ended, somebody has to ask for their exit code."""
+
+
+def _reap() -> None:
+    for pid in list(_DETACHED):
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                continue
+        _DETACHED.discard(pid)
+
+
+def ahead(run_folder: Path) -> Handle:
+    """A supervisor that waits for its server's spec; should we die before there is one, it removes `run_folder`."""
+    _reap()
     here = str(Path(__file__).parent.parent)
     code = _BOOT.format(path=[here, *sys.path])
     process = subprocess.Popen(
@@ -99,27 +124,32 @@ def start(spec: dict[str, Any]) -> Handle:
         cwd="/",
         start_new_session=True,
     )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(spec).encode() + b"\n")
-    process.stdin.flush()
-    return Handle(process)
+    handle = Handle(process)
+    handle.tell(str(run_folder))
+    return handle
 
 
 def start_for(order: Order, spec: dict[str, Any]) -> Handle:
     """A supervisor for `order`, with the record that a later sweep needs written first."""
-    spec = {**spec, "token": order.token, "folder": str(order.folder), "run_folder": str(order.folder.parent.parent)}
-    spec |= {"lease": str(order.lease)}
-    write_record(order.folder / SPEC, spec)
-    return start(spec)
+    spec = {**spec, "token": order.token, "folder": str(order.folder), "lease": str(order.lease)}
+    handle = order.supervisor or ahead(order.folder.parent.parent)
+    try:
+        write_record(order.folder / SPEC, spec)
+        handle.tell(spec)
+    except BaseException:
+        handle.detach()
+        raise
+    return handle
 
 
 def end(folder: Path, *, timeout: float) -> bool:
     """Ask the supervisor of `folder` to remove its server now; whether it has, within `timeout` seconds."""
-    _signal(folder, signal.SIGTERM)
     deadline = time.monotonic() + timeout
+    asked = False
     while lease.is_supervised(folder):
         if time.monotonic() >= deadline:
             return False
+        asked = asked or _signal(folder, signal.SIGTERM)  # one that has just begun has not said its pid yet
         time.sleep(0.01)
     return True
 
@@ -136,11 +166,14 @@ def bake(folder: Path, *, timeout: float) -> None:
         raise PgsandboxError.from_record(record["error"])
 
 
-def _signal(folder: Path, number: signal.Signals) -> None:
+def _signal(folder: Path, number: signal.Signals) -> bool:
+    """Send a signal to the supervisor of `folder`; whether it is known who that is."""
     record = read_record(folder / PID)
-    if record is not None and lease.is_supervised(folder):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(record["pid"], number)
+    if record is None or not lease.is_supervised(folder):
+        return False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(record["pid"], number)
+    return True
 
 
 def grant(folder: Path, seconds: float) -> None:

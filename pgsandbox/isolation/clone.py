@@ -22,6 +22,7 @@ class CloneIsolation:
         self._facts = facts
         self._budget = budget
         self._numbers = itertools.count(1)
+        self._snapshots: set[str] = set()
 
     def create(self) -> None:
         """Make the database for the first time."""
@@ -38,6 +39,7 @@ class CloneIsolation:
         self._server.drop_database(name)
         self._server.create_database(name, template=self._name)
         self._server.allow_connections(name, False)
+        self._snapshots.add(name)
         return name
 
     def restore(self, snapshot: str) -> None:
@@ -48,10 +50,12 @@ class CloneIsolation:
     def forget(self, snapshot: str) -> None:
         """Drop the copy `snapshot`."""
         self._server.drop_database(snapshot)
+        self._snapshots.discard(snapshot)
 
     def drop(self) -> None:
-        """Drop the database itself."""
-        self._server.drop_database(self._name)
+        """Drop the database itself, and its snapshots."""
+        for name in (*self._snapshots, self._name):
+            self._server.drop_database(name)
 
     def _clone(self, source: str) -> None:
         self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))
