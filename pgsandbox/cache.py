@@ -60,6 +60,8 @@ def fingerprint(settings: Settings, choice: Choice, root: Path) -> Fingerprint:
     plan = steps.parse(settings.init, root)
     programs = [step.text for step in plan if not isinstance(step, steps.SqlStep)]
     watched = [file for pattern in settings.watch for file in _matching(root, pattern)]
+    if choice.engine == "external":
+        return Fingerprint(None, "the server is not ours")
     if not settings.cache:
         return Fingerprint(None, "cache = false")
     if programs and not watched:

@@ -8,8 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,35 +48,34 @@ def main() -> None:
 def _main() -> int:
     try:
         return cli.main(prog_name="pgsandbox", standalone_mode=False) or 0
-    except PgsandboxError as problem:
-        return _fail(str(problem), problem.exit_code)
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _fail("pgsandbox: interrupted", shell.INTERRUPTED)
+        said, code = "pgsandbox: interrupted", shell.INTERRUPTED
+    except PgsandboxError as problem:
+        said, code = str(problem), problem.exit_code
     except BrokenPipeError:
         return 1  # the reader of our output has gone; there is nobody to tell
-    except OSError as problem:
-        what = f"{problem.filename}: " if problem.filename else ""
-        return _fail(f"pgsandbox: {what}{problem.strerror or problem}", 1)
     except Exception as problem:
-        return _fail(_bug(problem), 1)
-
-
-def _fail(text: str, code: int) -> int:
+        said, code = str(_unforeseen(problem)), 1
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(said, err=True)
     return code
 
 
-def _bug(problem: Exception) -> str:
+def _unforeseen(problem: Exception) -> PgsandboxError:
+    """Words for what no part of ours expected: the operating system refused something, or there is a bug."""
+    if isinstance(problem, OSError) and problem.strerror:
+        return PgsandboxError(f"{problem.filename or 'the output'}: {problem.strerror}")
     trace = problem.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "an unknown place"
-    said = f"{type(problem).__name__}: {problem}"
-    return str(PgsandboxError(said, why=f"at {where}", hint="this is a bug of pgsandbox: please report these lines"))
+    return PgsandboxError(
+        f"{type(problem).__name__}: {problem}",
+        why=f"at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else None,
+        hint="this is a bug of pgsandbox: please report these lines",
+    )
 
 
 class _Flag(click.Option):
@@ -92,20 +90,16 @@ class _WithRest(click.Command):
     """A command that hands on what follows `--`, whatever it looks like, as its parameter `rest`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ours, _, rest = _split(args, "--")
-        left = super().parse_args(ctx, ours)
-        ctx.params["rest"] = tuple(rest)
-        return left
+        end = args.index("--") if "--" in args else len(args)
+        ctx.params["rest"] = tuple(args[end + 1 :])
+        try:
+            return super().parse_args(ctx, args[:end])
+        except click.NoSuchOption as problem:
+            problem.message += f" What is for {self.name} goes after --."
+            raise
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "[-- ARGS...]"]
-
-
-def _split(words: list[str], at: str) -> tuple[list[str], bool, list[str]]:
-    if at not in words:
-        return words, False, []
-    index = words.index(at)
-    return words[:index], True, words[index + 1 :]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

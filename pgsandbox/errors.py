@@ -7,8 +7,11 @@ PgsandboxError                1   something failed
 ├── NotReadyError             4   not ready in time; names what was waited for
 ├── NoSuchSandboxError        5   no sandbox of that name
 ├── ServerError               1   the server died, refused, or may not do what is needed
+│   └── SeedError             1   a kept template is damaged; it is built anew
 ├── PlaceError                1   a folder of ours can't be used
-└── TemplateError             1   an init step failed
+├── TemplateError             1   an init step failed
+└── ProgramError            126   the command given to `run` may not be run (the shell's codes)
+    └── NoSuchProgramError  127   there is no such command
 """
 
 from __future__ import annotations
@@ -93,12 +96,28 @@ class ServerError(PgsandboxError):
     """The server died, refused, or may not do what is needed."""
 
 
+class SeedError(ServerError):
+    """A kept template is damaged, or has gone; whoever sees this builds it anew."""
+
+
 class PlaceError(PgsandboxError):
     """A folder or file of ours can't be made, read, or trusted."""
 
 
 class TemplateError(PgsandboxError):
     """An init step failed."""
+
+
+class ProgramError(PgsandboxError):
+    """The command given to `run` may not be run."""
+
+    exit_code = 126
+
+
+class NoSuchProgramError(ProgramError):
+    """There is no such command."""
+
+    exit_code = 127
 
 
 def _kinds() -> dict[str, type[PgsandboxError]]:

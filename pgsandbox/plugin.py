@@ -117,7 +117,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     session.close()
     lines = session.notes.lines()
     if lines:
-        terminalreporter.section(_NAME)
+        terminalreporter.write_sep("=", _NAME)
         for line in lines:
             terminalreporter.write_line(line)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pgsandbox import lease, places
-from pgsandbox.errors import NotReadyError, PgsandboxError, PlaceError
+from pgsandbox.errors import NotReadyError, PgsandboxError, PlaceError, UsageError
 
 
 class Run:
@@ -62,15 +62,11 @@ class Run:
         """Have every process of the run raise `error` instead of trying `name` again."""
         self.write(name, {"error": error.to_record()})
 
-    def forget(self, name: str) -> None:
-        """Remove the record `name`."""
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
-
 
 def folder_of(id_: str) -> Path:
-    """The folder of the run `id_`, whether or not it exists. Raises ValueError for what can't be one."""
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", id_):
-        raise ValueError(f"not a run id: {id_!r}")
+    """The folder of the run `id_`, whether or not it exists. Raises UsageError for what can't be one."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", id_):
+        raise UsageError(f"{id_!r} can't name a run", hint="use up to 80 letters, digits, and . _ - inside")
     return all_runs() / id_
 
 
@@ -110,4 +106,6 @@ def write_record(file: Path, record: dict[str, Any]) -> None:
             json.dump(record, stream)
         fresh.replace(file)
     except OSError as problem:
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise places.unusable(file.parent, problem) from problem

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from pgsandbox import connections, engines, lease, places, scram, sources, steps, template, tuning
+from pgsandbox.cache import Cache, Entry, Fingerprint, fingerprint
 from pgsandbox.database import Address, Database
-from pgsandbox.engines import Choice, Order, Progress, Running, supervised
-from pgsandbox.errors import PgsandboxError, ServerError, UsageError
+from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
+from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError, UsageError
 from pgsandbox.isolation.clone import CloneIsolation
 from pgsandbox.run import Run, folder_of, write_record
 from pgsandbox.server import Server
@@ -69,6 +70,7 @@ class Sandbox:
         self._choice: Choice | None = None
         self._server: Server | None = None
         self._facts = template.Facts()
+        self._fingerprint: Fingerprint | None = None
         self._own_lease: lease.Lease | None = None
         self._spare: supervised.Handle | None = None
         self._databases: dict[str, tuple[Database, CloneIsolation]] = {}
@@ -106,6 +108,13 @@ class Sandbox:
                     run.write("choice", record)
             self._choice = Choice(**record)
         return self._choice
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What the template is made of, as a name to keep it under; or why it can't be kept. Raises PgsandboxError."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.settings, self.choice, self.root)
+        return self._fingerprint
 
     @property
     def scope(self) -> str:
@@ -318,8 +327,7 @@ class Sandbox:
                 self._facts = template.Facts.from_record(record["facts"])
                 return server
             try:
-                server = self._launch(run, held_by=run.folder, workers=self.workers)
-                self._facts = self._build(server)
+                server = self._start_shared(run)
             except PgsandboxError as problem:
                 run.fail("server", problem)
                 raise
@@ -327,34 +335,87 @@ class Sandbox:
             run.write("server", {"running": server.running.to_record(), "facts": self._facts.to_record()})
             return server
 
+    def _start_shared(self, run: Run) -> Server:
+        if self.fingerprint.key is not None:
+            return self._from_seed(run, held_by=run.folder, workers=self.workers)
+        server = self._launch(run, held_by=run.folder, workers=self.workers)
+        self._facts = self._build(server)
+        return server
+
     def _own_server(self, run: Run) -> Server:
         """A server of this worker's own, started from the run's seed, in which the template stands ready."""
-        record = self._seed(run)
-        self._facts = template.Facts.from_record(record["facts"])
-        server = self._launch(run, held_by=None, workers=1, seed=record["seed"])
+        server = self._from_seed(run, held_by=None, workers=1)
         self._finish(server)
         return server
 
-    def _seed(self, run: Run) -> dict[str, Any]:
-        """The run's seed: whoever comes first makes it, the others wait for that."""
+    def _from_seed(self, run: Run, *, held_by: Path | None, workers: int) -> Server:
+        """A server in which the template stands ready. A seed that turns out to be damaged is made anew, once."""
+        record = self._seed(run)
+        try:
+            server = self._launch(run, held_by=held_by, workers=workers, seed=record["seed"])
+        except SeedError as problem:
+            self._progress(f"{problem.message}: it is built anew")
+            record = self._seed(run, instead_of=record)
+            server = self._launch(run, held_by=held_by, workers=workers, seed=record["seed"])
+        self._facts = template.Facts.from_record(record["facts"])
+        return server
+
+    def _seed(self, run: Run, *, instead_of: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The run's seed: whoever comes first finds or makes it, the others wait for that."""
         with run.lock("seed", timeout=self._patience):
             record = run.read("seed")
+            if record is not None and record == instead_of:
+                if self.fingerprint.key is not None:
+                    Cache().drop(self.fingerprint.key)
+                record = None
             if record is None:
                 try:
-                    record = self._make_seed(run)
+                    record = self._kept_seed(run)
                 except PgsandboxError as problem:
                     run.fail("seed", problem)
                     raise
                 run.write("seed", record)
         return record
 
-    def _make_seed(self, run: Run) -> dict[str, Any]:
-        server = self._launch(run, held_by=run.folder, workers=1, for_seed=True)
+    def _kept_seed(self, run: Run) -> dict[str, Any]:
+        """The seed from the cache, or made for it; where the cache can't be used, one for this run."""
+        key = self.fingerprint.key
+        if key is None:
+            return self._make_seed(run, Seeding.RUN, run.folder, "seed")
+        cache = Cache()
+        try:
+            with cache.building(key, timeout=self._patience):
+                entry = cache.find(key)
+                if entry is not None:
+                    return {"seed": entry.seed, "facts": entry.facts}
+                record = self._make_seed(run, Seeding.KEPT, cache.prepare(), key)
+                cache.keep(self._entry(key, record), limit=self.settings.cache_size)
+                return record
+        except PlaceError as problem:
+            self._progress(f"the template is not kept: {problem.message}")
+            return self._make_seed(run, Seeding.RUN, run.folder, "seed")
+
+    def _entry(self, key: str, record: dict[str, Any]) -> Entry:
+        return Entry(
+            key=key,
+            engine=self.choice.engine,
+            version=self.choice.version,
+            seed=record["seed"],
+            facts=record["facts"],
+            size=record["seed"]["size"],
+            project=str(self.root),
+            created=time.time(),
+        )
+
+    def _make_seed(self, run: Run, seeding: Seeding, folder: Path, name: str) -> dict[str, Any]:
+        server = self._launch(run, held_by=run.folder, workers=1, seeding=seeding)
         try:
             facts = self._build(server)
+            server.forget_password()
         finally:
             server.close()
-        seed = engines.named(server.engine).bake(server.running, timeout=self.settings.timeout)
+        engine = engines.named(server.engine)
+        seed = engine.bake(server.running, folder=folder, name=name, timeout=self.settings.timeout)
         return {"seed": seed, "facts": facts.to_record()}
 
     def _launch(
@@ -364,7 +425,7 @@ class Sandbox:
         held_by: Path | None,
         workers: int,
         seed: dict[str, Any] | None = None,
-        for_seed: bool = False,
+        seeding: Seeding = Seeding.NONE,
     ) -> Server:
         token = places.new_token()
         places.private(run.folder / "servers")
@@ -379,7 +440,7 @@ class Sandbox:
             timeout=self.settings.timeout,
             lease=held_by or folder,
             seed=seed,
-            for_seed=for_seed,
+            seeding=seeding,
             supervisor=self._spare,
         )
         try:

@@ -181,6 +181,14 @@ class Server:
         if not self._is_superuser():
             self.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(name)))
 
+    def forget_password(self) -> None:
+        """Leave nobody a password to be the superuser with: before the cluster is copied to where others may look."""
+        self.execute(sql.SQL("ALTER ROLE {} PASSWORD NULL").format(sql.Identifier(self.running.user)))
+
+    def retire_login(self, name: str) -> None:
+        """Take from the role `name` its password and the right to log in."""
+        self.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(sql.Identifier(name)))
+
     def limit_login(self, name: str, budget: int) -> None:
         """Let the role `name` open `budget` connections from now on."""
         self.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(sql.Identifier(name), sql.Literal(budget)))

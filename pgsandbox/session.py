@@ -33,6 +33,8 @@ class Identity:
     worker: str
     """`gw0` and so on, `main` without xdist, `controller` for the process that runs no test."""
     workers: int
+    controller: int | None = None
+    """The pid of the process that started this worker."""
 
     @property
     def is_worker(self) -> bool:
@@ -50,10 +52,21 @@ def worker_identity() -> Identity | None:
     if not announced or not worker:
         return None
     run, parent, workers = announced.split("/")
-    if int(parent) != os.getppid():
+    if int(parent) != os.getppid() and _is_alive(int(parent)):
         return None
     del os.environ[RUN_VARIABLE]
-    return Identity(run, worker, int(workers))
+    return Identity(run, worker, int(workers), int(parent))
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether there is a process of that pid; an orphaned worker must not take itself for a run of its own."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def new_identity(worker: str, workers: int = 1) -> Identity:
@@ -112,8 +125,8 @@ class Session:
             from pgsandbox.sandbox import Sandbox
 
             who = self.identity
-            if who.is_worker:
-                end_with(os.getppid())
+            if who.controller is not None:
+                end_with(who.controller)
             self._sandbox = Sandbox(
                 self.settings,
                 root=self._root,
@@ -243,7 +256,7 @@ class Session:
             if failed and self.settings.keep == "failed":
                 self.notes.kept.append(f"{test}: {self.sandbox.keep(database)}")
         except Exception as problem:
-            self.notes.trouble.append(f"after {test}: {problem}")
+            self.notes.trouble.append(f"after {test}: {_in_brief(problem)}")
         if leak:
             self.notes.leaked.append(f"{test}: {leak}")
         return leak
@@ -259,7 +272,7 @@ class Session:
         try:
             self.sandbox.drop(database)
         except Exception as problem:
-            self.notes.trouble.append(f"after {test}: {problem}")
+            self.notes.trouble.append(f"after {test}: {_in_brief(problem)}")
 
     def holders(self, test: str, said: str) -> str | None:
         """Who holds the connections, in words, if `said`, a test's failure, is that there were too many."""
@@ -293,7 +306,13 @@ class Session:
             else:
                 self.notes.trouble.extend(sandbox.stop())
         except Exception as problem:
-            self.notes.trouble.append(str(problem))
+            self.notes.trouble.append(_in_brief(problem))
+
+
+def _in_brief(problem: Exception) -> str:
+    if isinstance(problem, PgsandboxError):
+        return f"{problem.message} ({problem.why})" if problem.why else problem.message
+    return f"{type(problem).__name__}: {problem}"
 
 
 def _masked(name: str, value: str | None) -> str:

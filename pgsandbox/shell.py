@@ -11,21 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgsandbox.errors import PgsandboxError
+from pgsandbox.errors import NoSuchProgramError, ProgramError
 
 if TYPE_CHECKING:
     from types import FrameType
 
 INTERRUPTED = 130
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
-
-
-class ProgramError(PgsandboxError):
-    """A command of the user's can't be run; `exit_code` is what a shell would return."""
-
-    def __init__(self, program: str, why: str, exit_code: int, *, looked_at: tuple[str, ...] = ()) -> None:
-        super().__init__(f"{program} can't be run", why=why, looked_at=looked_at)
-        self.exit_code = exit_code  # type: ignore[misc]
 
 
 def interruptible() -> None:
@@ -40,14 +31,16 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def check_program(program: str) -> None:
-    """Raise ProgramError, as a shell would, if there is no such program or it may not be run."""
+    """Raise ProgramError if `program` may not be run, NoSuchProgramError if there is none."""
     if shutil.which(program) is not None:
         return
-    if "/" not in program:
-        raise ProgramError(program, "there is no such program", _NOT_FOUND, looked_at=("PATH",))
+    message = f"{program} can't be run"
+    if os.sep not in program:
+        hint = "is the virtual environment active that it is in?"
+        raise NoSuchProgramError(message, why="there is no such program", looked_at=("PATH",), hint=hint)
     if not Path(program).exists():
-        raise ProgramError(program, "there is no such file", _NOT_FOUND)
-    raise ProgramError(program, "it is a folder" if Path(program).is_dir() else "it is not executable", _NOT_EXECUTABLE)
+        raise NoSuchProgramError(message, why="there is no such file")
+    raise ProgramError(message, why="it is a folder" if Path(program).is_dir() else "it is not executable")
 
 
 def run_program(command: Sequence[str], environ: dict[str, str]) -> int:
@@ -75,7 +68,7 @@ def run_program(command: Sequence[str], environ: dict[str, str]) -> int:
             process.send_signal(number)
         code = process.wait()
     except OSError as problem:
-        raise ProgramError(command[0], problem.strerror or str(problem), _NOT_EXECUTABLE) from problem
+        raise ProgramError(f"{command[0]} can't be run", why=problem.strerror) from problem
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

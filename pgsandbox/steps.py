@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +120,15 @@ class SqlStep:
 
         with database.connect(autocommit=True, client_encoding="utf8") as connection:
             # Ours, not statement_timeout: that would count for each statement, and pg_dump's files set it to 0.
-            timer = threading.Timer(context.timeout, connection.cancel)
+            deadline = time.monotonic() + context.timeout
+            timer = threading.Timer(context.timeout, connection.cancel_safe)
             timer.start()
             try:
                 connection.execute(source.encode())
-            except psycopg.errors.QueryCanceled:
-                raise _too_slow(f"init file {self._name}", context, "PostgreSQL was still working on it") from None
             except psycopg.Error as problem:
+                if isinstance(problem, psycopg.errors.QueryCanceled) and time.monotonic() >= deadline:
+                    why = "PostgreSQL was still working on it"
+                    raise _too_slow(f"init file {self._name}", context, why) from problem
                 raise self._failed(source, problem) from problem
             finally:
                 timer.cancel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, sweep
-from pgsandbox.engines.supervised import BAKED, GRANT, PID
+from pgsandbox.engines.supervised import BAKE, BAKED, GRANT, PID
 from pgsandbox.errors import PgsandboxError, ServerError
-from pgsandbox.run import write_record
+from pgsandbox.run import read_record, write_record
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -38,14 +39,14 @@ def main() -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    stopping, baking = _Flag(signal.SIGTERM), _Flag(signal.SIGUSR1)
+    signals = _Signals(signal.SIGTERM, signal.SIGUSR1)
     run_folder = _read_line()
     if run_folder is None:
         return
     spec = _read_line()
     try:
         if spec is not None:
-            _look_after(spec, stopping, baking)
+            _look_after(spec, signals)
     finally:
         sweep.sweep_run(Path(run_folder), timeout=_RUN_TIMEOUT)
 
@@ -56,7 +57,7 @@ def _read_line() -> Any:
     return json.loads(line) if line.endswith("\n") else None
 
 
-def _look_after(spec: dict[str, Any], stopping: _Flag, baking: _Flag) -> None:
+def _look_after(spec: dict[str, Any], signals: _Signals) -> None:
     folder = Path(spec["folder"])
     mark = lease.supervise(folder)
     if mark is None:
@@ -67,22 +68,38 @@ def _look_after(spec: dict[str, Any], stopping: _Flag, baking: _Flag) -> None:
         try:
             if _begin(ward):
                 _sweep_others(folder)
-                _watch(ward, folder, Path(spec["lease"]), stopping, baking)
+                _watch(ward, folder, Path(spec["lease"]), signals)
         finally:
             _remove(ward, folder)
     finally:
         mark.release()
 
 
-class _Flag:
-    """Set by a signal."""
+class _Signals:
+    """What others ask of a supervisor: SIGTERM to end its server, SIGUSR1 to bake it. A wait ends when one comes."""
 
-    def __init__(self, number: signal.Signals) -> None:
-        self.is_set = False
-        signal.signal(number, self._set)
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._came: set[int] = set()
+        self._woken, waker = os.pipe()
+        for end in (self._woken, waker):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, self._note)
 
-    def _set(self, _number: int, _frame: FrameType | None) -> None:
-        self.is_set = True
+    def take(self, number: signal.Signals) -> bool:
+        """Whether `number` has come since it was last asked for."""
+        came = number in self._came
+        self._came.discard(number)
+        return came
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for `seconds`, or until one comes."""
+        if select.select([self._woken], [], [], seconds)[0]:
+            os.read(self._woken, 64)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._came.add(number)
 
 
 def _begin(ward: engines.Ward) -> bool:
@@ -103,12 +120,11 @@ def _report(event: dict[str, Any]) -> None:
         os.write(1, json.dumps(event).encode() + b"\n")
 
 
-def _watch(ward: engines.Ward, folder: Path, held: Path, stopping: _Flag, baking: _Flag) -> None:
+def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> None:
     """Return when nobody has held the server for a moment, or, with a grant, been connected for that long."""
     last_held = time.monotonic()
-    while ward.alive() and not stopping.is_set:
-        if baking.is_set:
-            baking.is_set = False
+    while ward.alive() and not signals.take(signal.SIGTERM):
+        if signals.take(signal.SIGUSR1):
             _bake(ward, folder)
         now = time.monotonic()
         granted = _granted(folder)
@@ -116,16 +132,19 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, stopping: _Flag, baking
             last_held = now
         elif now - last_held > max(granted, _LINGER):
             return
-        time.sleep(_POLL)
+        signals.wait(_POLL)
 
 
 def _bake(ward: engines.Ward, folder: Path) -> None:
     try:
-        ward.bake()
+        request = read_record(folder / BAKE) or {}
+        baked = ward.bake(Path(request["to"]))
     except PgsandboxError as problem:
-        write_record(folder / BAKED, {"error": problem.to_record()})
-    else:
-        write_record(folder / BAKED, {})
+        baked = {"error": problem.to_record()}
+    except Exception as problem:
+        error = ServerError("the template could not be packed", why=f"{type(problem).__name__}: {problem}")
+        baked = {"error": error.to_record()}
+    write_record(folder / BAKED, baked)
 
 
 def _granted(folder: Path) -> float:

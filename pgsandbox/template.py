@@ -140,7 +140,7 @@ def _seal(server: Server) -> Facts:
     facts = _facts(server)
     server.disconnect(names.template)
     server.allow_connections(names.template, False)
-    server.limit_login(names.builder, 0)
+    server.retire_login(names.builder)
     return facts
 
 

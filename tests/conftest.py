@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,8 +82,21 @@ def binaries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
+@pytest.fixture(scope="session")
+def kept() -> Iterator[Path]:
+    """A cache that the whole session shares: initdb runs once for each engine and version. Cleared at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="pgsandbox-test-cache-"))
+    folder.chmod(0o755)  # as the real one is: an unprivileged user's copies of binaries are in it
+    yield folder
+    for record in folder.glob("templates-*/*.json"):
+        tag = json.loads(record.read_text())["seed"].get("image")
+        if tag:
+            subprocess.run(["docker", "image", "rm", "--force", tag], capture_output=True, check=False)
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(autouse=True)
-def runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def runtime(kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime folder of this test's own; afterwards no run, process, data folder or container of it is left."""
     for name in [name for name in os.environ if name.startswith(("PGSANDBOX_", "PYTEST_XDIST_", "PG"))]:
         monkeypatch.delenv(name)
@@ -89,6 +104,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     folder = tmp_path_factory.mktemp("runtime")
     folder.chmod(0o700)
     monkeypatch.setenv("_PGSANDBOX_ROOT", str(folder))
+    monkeypatch.setenv("_PGSANDBOX_CACHE", str(kept))
     yield folder
     deadline = time.monotonic() + LEFT_DEADLINE
     while (left := left_behind(folder)) and time.monotonic() < deadline:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import gzip
+import hashlib
+import http.server
+import io
+import json
 import os
 import pwd
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -201,3 +209,130 @@ def running(*, root: Path | None = None, **settings: Any) -> Iterator[Sandbox]:
     finally:
         if root is not None and before is not None:
             os.environ["_PGSANDBOX_ROOT"] = before
+
+
+class Registry:
+    """A registry of images on loopback with one image, `name`: no PostgreSQL, but it says that it is one."""
+
+    def __init__(self, *, credentials: str = "") -> None:
+        layer, compressed = self._layer()
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PG_MAJOR=18", "PG_VERSION=18.99"], "Entrypoint": ["docker-entrypoint.sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+        self._blobs = {_digest(blob): blob for blob in (compressed, json.dumps(config).encode())}
+        (layer_digest, config_digest), docker = self._blobs, "application/vnd.docker"
+        self._kind = f"{docker}.distribution.manifest.v2+json"
+        self._manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": self._kind,
+                "config": {
+                    "mediaType": f"{docker}.container.image.v1+json",
+                    "size": len(self._blobs[config_digest]),
+                    "digest": config_digest,
+                },
+                "layers": [
+                    {
+                        "mediaType": f"{docker}.image.rootfs.diff.tar.gzip",
+                        "size": len(compressed),
+                        "digest": layer_digest,
+                    }
+                ],
+            }
+        ).encode()
+        self._credentials = credentials and f"Basic {base64.b64encode(credentials.encode()).decode()}"
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        self.name = f"{self.address}/pg:18"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """End it, and remove what the daemon pulled from it."""
+        import docker
+
+        self._server.shutdown()
+        self._server.server_close()
+        with contextlib.closing(docker.from_env()) as client, contextlib.suppress(docker.errors.ImageNotFound):
+            client.api.remove_image(self.name)
+
+    @staticmethod
+    def _layer() -> tuple[bytes, bytes]:
+        plain = io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w") as archive:
+            content = os.urandom(3 << 20)  # enough for the daemon to report how far it is
+            member = tarfile.TarInfo("content")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        return plain.getvalue(), gzip.compress(plain.getvalue(), 1)
+
+    def _answer(self, path: str, credentials: str) -> tuple[int, str, bytes]:
+        if self._credentials and credentials != self._credentials:
+            return 401, "application/json", b'{"errors": [{"code": "UNAUTHORIZED", "message": "who are you?"}]}'
+        if path == "/v2/":
+            return 200, "application/json", b"{}"
+        if path in ("/v2/pg/manifests/18", f"/v2/pg/manifests/{_digest(self._manifest)}"):
+            return 200, self._kind, self._manifest
+        blob = self._blobs.get(path.rpartition("/")[2])
+        if blob is not None:
+            return 200, "application/octet-stream", blob
+        return 404, "application/json", b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        answer = self._answer
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, kind, body = answer(self.path, self.headers.get("Authorization", ""))
+                self.send_response(status)
+                self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Docker-Content-Digest", _digest(body))
+                if status == 401:
+                    self.send_header("WWW-Authenticate", 'Basic realm="test"')
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@contextlib.contextmanager
+def registry(*, credentials: str = "") -> Iterator[Registry]:
+    """A `Registry`, which asks for `credentials` (`user:password`) if given."""
+    found = Registry(credentials=credentials)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+@contextlib.contextmanager
+def derived_image(base: str, *changes: str) -> Iterator[str]:
+    """An image like `base` but for `changes` (a Dockerfile's instructions), removed afterwards."""
+    import docker
+
+    name = f"pgsandbox-test-derived:{secrets.token_hex(4)}"
+    with contextlib.closing(docker.from_env()) as client:
+        container = client.api.create_container(base)["Id"]
+        try:
+            repository, _, tag = name.partition(":")
+            client.api.commit(container, repository=repository, tag=tag, changes=list(changes))
+        finally:
+            client.api.remove_container(container, v=True)
+        try:
+            yield name
+        finally:
+            client.api.remove_image(name, force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -37,6 +38,14 @@ class Choice:
         return int(head) if head.isdigit() else None
 
 
+class Seeding(enum.Enum):
+    """What a server is started for: to be used, or to be baked, for this run or to be kept."""
+
+    NONE = "none"
+    RUN = "run"
+    KEPT = "kept"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """One server to start; the caller holds the lease that it names."""
@@ -53,7 +62,7 @@ class Order:
     """The folder whose lease keeps it alive: its own, or its run's where all of the run use it."""
     seed: dict[str, Any] | None = None
     """A stopped, ready cluster that `bake` gave, to start from a copy of it."""
-    for_seed: bool = False
+    seeding: Seeding = Seeding.NONE
     """Whether this server is started to be baked."""
     supervisor: Handle | None = None
     """A supervisor that was started ahead and waits for a server."""
@@ -99,11 +108,20 @@ class Engine(Protocol):
         """A server that accepts connections; raises PgsandboxError. Whatever happens, its supervisor ends it."""
         ...
 
-    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
-        """Stop a server that was started `for_seed`, cleanly, and give its cluster as a seed for other starts.
+    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
+        """End a server that was started `for_seed`, and give its cluster, stopped cleanly, as a seed for other starts.
 
-        The seed lives as long as the server would have. Raises PgsandboxError.
+        A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
+        of it goes to `folder`, all under `name`. Raises PlaceError when it can't be written there, ServerError.
         """
+        ...
+
+    def has_seed(self, seed: dict[str, Any]) -> bool:
+        """Whether `seed` is still there, as far as a look from outside tells."""
+        ...
+
+    def forget_seed(self, seed: dict[str, Any]) -> None:
+        """Remove a seed; harmless when it is gone."""
         ...
 
     def grant(self, running: Running, seconds: float) -> None:
@@ -126,8 +144,8 @@ class Ward(Protocol):
         """Whether there is still something to look after."""
         ...
 
-    def bake(self) -> None:
-        """Stop the server cleanly but keep its data."""
+    def bake(self, to: Path) -> dict[str, Any]:
+        """Stop the server cleanly and pack its data into the file `to`; what proves that file whole."""
         ...
 
     def connected(self) -> bool:

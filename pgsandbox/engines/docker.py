@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import lease, places, scram
-from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
+from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, ready, supervised
 from pgsandbox.engines.topology import Topology, topology
-from pgsandbox.errors import EngineError, PgsandboxError, ServerError
+from pgsandbox.errors import EngineError, PgsandboxError, SeedError, ServerError
 from pgsandbox.run import all_runs, read_record, write_record
 
 if TYPE_CHECKING:
@@ -31,8 +31,10 @@ LABEL_RUN, LABEL_OWNER, LABEL_CREATED, LABEL_SERVER = (
     f"pgsandbox.{what}" for what in ("run", "owner", "created", "server")
 )
 _SHM = 256 << 20
-_SEED = "/pgsandbox-seed"
-_SEEDS = "pgsandbox-seed"
+_SEED = "/tmp/pgsandbox-seed"  # noqa: S108 -- inside the container, where every user may write
+_SEEDS, _KEPT = "pgsandbox-seed", "pgsandbox-template"
+"""Names of images: of one run, tagged with a server's token, and kept, tagged with a fingerprint."""
+
 _CONTAINER = "container.json"
 """The file in a server's folder that says that the daemon was asked for a container, and once it gave one, its id."""
 
@@ -87,7 +89,7 @@ class DockerEngine:
     def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """A running server; raises ServerError, NotReadyError or EngineError."""
         name = f"pgsandbox-{order.token}"
-        spec = {"engine": self.name, "container": name, "seed": _seed_tag(order) if order.for_seed else None}
+        spec = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(connect()))
             where = topology(client)
@@ -95,7 +97,7 @@ class DockerEngine:
                 remove_orphans(client)
             stack.callback(supervised.start_for(order, spec).detach)
             progress(f"starting {choice.what}")
-            password = order.seed["password"] if order.seed else scram.new_password()
+            password = scram.new_password()
             container, output = _run(client, name=name, choice=choice, order=order, password=password, where=where)
             stack.callback(output.close)
             host, port = where.address(client, container)
@@ -117,28 +119,49 @@ class DockerEngine:
             host=host,
             port=port,
             password=password,
-            detail={"container": container, "name": name},
+            detail={"container": container, "name": name, "is_kept": order.seeding is Seeding.KEPT},
         )
 
-    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
-        """An image of the cluster of `running`, its server stopped cleanly."""
-        del timeout
+    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
+        """An image of the cluster of `running`, its server stopped cleanly; `folder` is not needed."""
+        is_kept = running.detail["is_kept"]
+        tag = f"{_KEPT}:{name}" if is_kept else f"{_SEEDS}:{running.token}"
         with contextlib.closing(connect()) as client:
             container = running.detail["container"]
-            # From here on an image may come to be, even if we don't live to see it.
-            write_record(Path(running.folder) / _SEEDED, {})
+            if not is_kept:  # from here on an image may come to be, even if we don't live to see it
+                write_record(Path(running.folder) / _SEEDED, {})
             done = client.api.exec_start(client.api.exec_create(container, ["sh", "-c", _STOP])["Id"])
             if b"clean" not in done:
                 raise ServerError(
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
                 )
-            tag = f"{_SEEDS}:{running.token}"
             repository, _, version = tag.partition(":")
             # What the commit is not told, it takes over from the container: its password among others.
-            conf = {"Env": ["POSTGRES_PASSWORD=", f"PGSANDBOX_SEED={running.token}"]}
+            conf = {"Env": ["POSTGRES_PASSWORD="], "Entrypoint": [], "Cmd": []}
             client.api.commit(container, repository=repository, tag=version, conf=conf)
-            client.api.remove_container(container, force=True, v=True)
-        return {"image": tag, "password": running.password}
+            size = client.images.get(tag).attrs["Size"] - client.images.get(running.what).attrs["Size"]
+            _remove(client, container)
+        if is_kept:
+            supervised.end(Path(running.folder), timeout=timeout)
+        return {"image": tag, "size": size}
+
+    def has_seed(self, seed: dict[str, Any]) -> bool:
+        """Whether the daemon has the image."""
+        import docker
+
+        with contextlib.closing(connect()) as client:
+            try:
+                client.images.get(seed["image"])
+            except docker.errors.ImageNotFound:
+                return False
+            return True
+
+    def forget_seed(self, seed: dict[str, Any]) -> None:
+        """Remove the image; one that a container still runs on loses its name, and goes with the next clean-up."""
+        import docker
+
+        with contextlib.closing(connect()) as client, contextlib.suppress(docker.errors.APIError):
+            client.api.remove_image(seed["image"], force=True)
 
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines that the container printed."""
@@ -194,8 +217,9 @@ class DockerWard:
         except Exception:
             return True
 
-    def bake(self) -> None:
-        """Nothing: baking is a matter between the starter and the daemon."""
+    def bake(self, to: Path) -> dict[str, Any]:
+        """Never asked for: baking is a matter between the starter and the daemon."""
+        raise ServerError("a container is baked by its starter")
 
     def connected(self) -> bool:
         """True: a container watches its own connections, and ends itself."""
@@ -333,7 +357,7 @@ def _run(
     """Create and start the container; its id and what it prints. Its data is on a tmpfs where the daemon allows."""
     import docker
 
-    for tmpfs in (not order.for_seed, False):
+    for tmpfs in (order.seeding is Seeding.NONE, False):
         parts = _parts(client, choice, order, password, where, tmpfs=tmpfs)
         try:
             write_record(order.folder / _CONTAINER, {"id": None})  # asked for
@@ -347,7 +371,7 @@ def _run(
                 if _is_server(leftover, order.token):
                     _remove(client, leftover["Id"])
             if not (tmpfs and "tmpfs" in str(problem).lower()):
-                raise _not_started(choice, where, problem) from problem
+                raise _not_started(choice, order, where, problem) from problem
         else:
             return container, output
     raise AssertionError("the second attempt returns or raises")
@@ -358,14 +382,17 @@ def _parts(
 ) -> dict[str, Any]:
     detail = choice.detail
     major = choice.major or DEFAULT_MAJOR
-    data = _SEED if order.for_seed else detail["data"]
-    environ = {
-        "POSTGRES_PASSWORD": password,
-        "POSTGRES_USER": "postgres",
-        "POSTGRES_DB": "postgres",
-        "POSTGRES_INITDB_ARGS": "--no-sync" + (" --no-data-checksums" if major >= 18 else ""),
-        "PGDATA": data,
-    }
+    environ = {"PGDATA": detail["data"] if order.seeding is Seeding.NONE else _SEED}
+    if order.seed is None:
+        environ |= {
+            "POSTGRES_PASSWORD": password,
+            "POSTGRES_USER": "postgres",
+            "POSTGRES_DB": "postgres",
+        "POSTGRES_HOST_AUTH_METHOD": "scram-sha-256",  # whatever the image says
+            "POSTGRES_INITDB_ARGS": "--no-sync" + (" --no-data-checksums" if major >= 18 else ""),
+        }
+    else:  # nobody knows a password for the cluster yet; keep.sh sets this one, of which a verifier gives nothing away
+        environ["PGSANDBOX_VERIFIER"] = scram.verifier(password)
     mounts = sorted({*detail["volumes"], *_covering(detail["data"], detail["volumes"])}) if tmpfs else []
     flags = [word for name, value in order.flags.items() for word in ("-c", f"{name}={value}")]
     keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(_IDLE)]
@@ -406,10 +433,6 @@ def _covering(data: str, volumes: list[str]) -> Iterator[str]:
 
 def _keep_script() -> str:
     return resources.files("pgsandbox.engines").joinpath("keep.sh").read_text(encoding="utf-8")
-
-
-def _seed_tag(order: Order) -> str:
-    return f"{_SEEDS}:{order.token}"
 
 
 class _Output:
@@ -501,7 +524,11 @@ def _image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
     except docker.errors.ImageNotFound:
         pass
     except docker.errors.APIError as problem:
-        raise EngineError(f"docker: the image name {name} is refused", why=problem.explanation) from problem
+        raise EngineError(
+            f"docker: the image name {name} is refused",
+            why=problem.explanation,
+            hint="write it as name:tag, such as postgres:18-alpine",
+        ) from problem
     try:
         for event in client.api.pull(name, tag=None if _has_tag(name) else "latest", stream=True, decode=True):
             if "error" in event:
@@ -528,8 +555,10 @@ def _without_addresses(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "the registry gave no reason"
 
 
-def _not_started(choice: Choice, where: Topology, problem: Any) -> PgsandboxError:
+def _not_started(choice: Choice, order: Order, where: Topology, problem: Any) -> PgsandboxError:
     why = problem.explanation or str(problem)
+    if order.seed is not None and "No such image" in why:
+        return SeedError("the kept template has gone", why=f"somebody removed the image {order.seed['image']}")
     if where.publish not in (None, "127.0.0.1") and ("cannot assign" in why or "bind" in why):
         return EngineError(
             f"docker: the daemon can't publish a port at {where.publish}, where this client would reach it",

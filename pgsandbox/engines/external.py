@@ -61,9 +61,16 @@ class ExternalEngine:
             detail=choice.detail,
         )
 
-    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
+    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
         """Never asked for: an external server is always shared."""
         raise ServerError("a server that is not ours can't be copied")
+
+    def has_seed(self, seed: dict[str, Any]) -> bool:
+        """False: there are none."""
+        return False
+
+    def forget_seed(self, seed: dict[str, Any]) -> None:
+        """Nothing to forget."""
 
     def grant(self, running: Running, seconds: float) -> None:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
@@ -89,8 +96,9 @@ class ExternalWard:
         """True: the server is not ours to watch."""
         return True
 
-    def bake(self) -> None:
-        """Nothing to stop."""
+    def bake(self, to: Path) -> dict[str, Any]:
+        """Never asked for."""
+        raise ServerError("a server that is not ours can't be copied")
 
     def connected(self) -> bool:
         """False: only leases count."""

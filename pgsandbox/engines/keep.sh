@@ -12,6 +12,15 @@ shift 3
 
 "$@" &
 server=$!
+
+# A kept cluster has no password: the superuser gets one of this start, through the socket inside the container.
+give_password() {
+    until psql -X -q -U postgres -d postgres -c "ALTER ROLE postgres PASSWORD '$PGSANDBOX_VERIFIER'" 2>/dev/null; do
+        kill -0 "$server" 2>/dev/null || return
+        sleep 0.02
+    done
+}
+[ -z "$PGSANDBOX_VERIFIER" ] || give_password &
 trap 'kill -INT "$server" 2>/dev/null' INT TERM
 
 # An established connection to port 5432 is state 01 of local address …:1538 in the kernel's own table.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
-from pgsandbox.engines import Choice, Order, Progress, Running, supervised
+from pgsandbox.engines import Choice, Order, Progress, Running, archive, supervised
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _PORTS = range(20000, 32000)
 """Below the range that the kernel takes for outgoing connections (32768 and up)."""
 
 _PORT_ATTEMPTS = 20
-_COPY = ("cp", "-Rp") if sys.platform == "darwin" else ("cp", "-a", "--reflink=auto")
+_STOP_TIMEOUT = 30.0
 _SOCKET_PATH_MAX = 103
 """The shortest limit of a unix socket's path among our platforms (macOS)."""
 
@@ -79,10 +79,22 @@ class LocalEngine:
             socket=str(data),
         )
 
-    def bake(self, running: Running, *, timeout: float) -> dict[str, Any]:
-        """The data folder of `running`, its server stopped cleanly."""
-        supervised.bake(Path(running.folder), timeout=timeout)
-        return {"data": running.socket}
+    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
+        """The data folder of `running` as an archive: one file is read faster than a thousand, and is whole or not."""
+        archive = folder / f"{name}.tar"
+        whole = supervised.bake(Path(running.folder), archive, timeout=timeout)
+        supervised.end(Path(running.folder), timeout=timeout)
+        return {"archive": str(archive), **whole}
+
+    def has_seed(self, seed: dict[str, Any]) -> bool:
+        """Whether the archive has the size that it was written with."""
+        with contextlib.suppress(OSError):
+            return bool(Path(seed["archive"]).stat().st_size == seed["size"])
+        return False
+
+    def forget_seed(self, seed: dict[str, Any]) -> None:
+        """Remove the archive."""
+        Path(seed["archive"]).unlink(missing_ok=True)
 
     def grant(self, running: Running, seconds: float) -> None:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
@@ -116,8 +128,8 @@ class LocalWard:
             report({"event": "making the cluster"})
             self._initdb()
         else:
-            report({"event": "copying the cluster"})
-            self._run([*_COPY, f"{self._seed['data']}/.", str(self._data)])
+            report({"event": "unpacking the cluster"})
+            archive.unpack(self._seed, self._data, become=self._become(signal.SIGKILL))
         self._write_access()
         report({"event": "starting PostgreSQL"})
         self._launch()
@@ -127,17 +139,18 @@ class LocalWard:
         """Whether the server's process runs."""
         return self._is_baked or (self._process is not None and self._process.poll() is None)
 
-    def bake(self) -> None:
-        """Stop the server so that its data folder can be copied; the folder stays until `remove`."""
+    def bake(self, to: Path) -> dict[str, Any]:
+        """Stop the server and pack its data folder into the file `to`; the folder stays until `remove`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)  # fast shutdown: manual, chapter 18.5
         self._is_baked = True
         try:
-            code = self._process.wait(max(1.0, self._deadline - time.monotonic()))
+            code = self._process.wait(_STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             raise NotReadyError("PostgreSQL did not stop in time", hint="raise the setting timeout") from None
         if code != 0:
             raise _failed("PostgreSQL did not stop cleanly", _tail(self._folder / _LOG, 8), self._data)
+        return archive.pack(self._data, to)
 
     def connected(self) -> bool:
         """Whether the kernel knows an established connection to the server, over TCP or its unix socket."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 GRANT = "grant"
 """The file in a server's folder with the seconds that it may live unheld."""
 
-BAKED = "baked.json"
-"""The file in a server's folder that says that it was stopped to be copied."""
+BAKE, BAKED = "bake.json", "baked.json"
+"""The files in a server's folder that say where its cluster is to be packed to, and that it was."""
 
 PID = "supervisor.json"
 """The file in a server's folder with its supervisor's pid; a name and nothing more: `lease` says if it lives."""
@@ -154,8 +154,12 @@ def end(folder: Path, *, timeout: float) -> bool:
     return True
 
 
-def bake(folder: Path, *, timeout: float) -> None:
-    """Ask the supervisor of `folder` to stop its server cleanly, keeping the data. Raises ServerError."""
+def bake(folder: Path, to: Path, *, timeout: float) -> dict[str, Any]:
+    """Have the supervisor of `folder` stop its server cleanly and pack the data into the file `to`; its checksum.
+
+    Raises PlaceError when the file can't be written, ServerError.
+    """
+    write_record(folder / BAKE, {"to": str(to)})
     _signal(folder, signal.SIGUSR1)
     deadline = time.monotonic() + timeout
     while (record := read_record(folder / BAKED)) is None:
@@ -164,6 +168,7 @@ def bake(folder: Path, *, timeout: float) -> None:
         time.sleep(0.005)
     if "error" in record:
         raise PgsandboxError.from_record(record["error"])
+    return record
 
 
 def _signal(folder: Path, number: signal.Signals) -> bool:

@@ -1,0 +1,387 @@
+"""Servers in containers: where they are published, who gets in, what they are made of, and which daemon runs them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import docker
+import psycopg
+import pytest
+from conftest import image
+from machine import (
+    command_lines,
+    derived_image,
+    forwarded_tcp,
+    forwarded_unix,
+    inspected,
+    own_address,
+    registry,
+    running,
+)
+from requests import Response
+
+from pgsandbox import Sandbox, places
+from pgsandbox.engines import docker as engine
+from pgsandbox.engines import named
+from pgsandbox.engines.docker import DockerEngine
+from pgsandbox.errors import EngineError
+from pgsandbox.settings import Settings
+
+pytestmark = pytest.mark.docker
+
+
+def settings(version: int = 18, **more: Any) -> dict[str, Any]:
+    return {"engine": "docker", "version": version, "image": image(version), **more}
+
+
+def container_of(sandbox: Sandbox) -> dict[str, Any]:
+    return inspected(sandbox.server.running.detail["container"])
+
+
+@pytest.fixture
+def client() -> Iterator[docker.DockerClient]:
+    with contextlib.closing(docker.from_env()) as found:
+        yield found
+
+
+def silent(_text: str) -> None:
+    pass
+
+
+# How it is made -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[15, 18])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A sandbox that several tests look at."""
+    root = tmp_path_factory.mktemp("shared")
+    with running(root=root, run="a-run", **settings(request.param, options=["log_statement=all"])) as sandbox:
+        yield sandbox
+
+
+def test_a_server_is_published_on_loopback_at_a_port_of_the_daemons_choice(shared: Sandbox) -> None:
+    found = container_of(shared)
+    assert found["HostConfig"]["PortBindings"] == {"5432/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}
+    published = found["NetworkSettings"]["Ports"]
+    assert published == {"5432/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(shared.server.port)}]}
+    assert shared.server.host == "127.0.0.1"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((own_address(), shared.server.port))
+
+
+def test_the_data_is_on_a_tmpfs_and_there_is_no_volume(shared: Sandbox) -> None:
+    found = container_of(shared)
+    assert found["Mounts"] == []
+    [(data,)] = shared.server.execute("SHOW data_directory")
+    [mount] = found["HostConfig"]["Tmpfs"]
+    assert f"{data}/".startswith(f"{mount}/")
+    [(mounts,)] = shared.server.execute("SELECT pg_read_file('/proc/mounts', 0, 100000)")
+    assert re.search(rf"^\S+ {mount} tmpfs ", mounts, re.MULTILINE)
+
+
+def test_it_has_shared_memory_and_labels_and_removes_itself(shared: Sandbox) -> None:
+    found = container_of(shared)
+    assert found["HostConfig"]["ShmSize"] == 256 << 20
+    assert found["HostConfig"]["AutoRemove"]
+    labels = {key: value for key, value in found["Config"]["Labels"].items() if key.startswith("pgsandbox.")}
+    labels.pop("pgsandbox.recipe", None)  # our own test images have that
+    created = datetime.fromisoformat(labels.pop("pgsandbox.created"))
+    started = datetime.fromisoformat(found["State"]["StartedAt"][:19] + "Z")
+    assert abs(created - started) < timedelta(seconds=30)
+    assert re.fullmatch(r"[0-9a-f]{32}", labels.pop("pgsandbox.owner"))
+    assert labels == {"pgsandbox.run": "a-run", "pgsandbox.server": shared.server.running.token}
+    assert found["Name"] == f"/pgsandbox-{shared.server.running.token}"
+
+
+def test_the_password_is_random_and_nowhere_to_be_read(shared: Sandbox, client: docker.DockerClient) -> None:
+    database = shared.database()
+    with database.connect() as connection:
+        connection.execute("SELECT 'said'")
+    server = shared.server.running
+    secrets = {server.password, database.address.password}
+    assert all(re.fullmatch(r"[0-9a-f]{32}", secret) for secret in secrets)
+    assert len(secrets) == 2
+    said = client.api.logs(server.detail["container"]).decode()
+    assert "SELECT 'said'" in said
+    everything = json.dumps(container_of(shared)) + said + command_lines()
+    assert not any(secret in everything for secret in secrets)
+    assert not any(secret in repr(server) + repr(database.address) + repr(database) for secret in secrets)
+    # What is in the environment was needed once, for the first boot.
+    [bootstrap] = [
+        value.removeprefix("POSTGRES_PASSWORD=")
+        for value in container_of(shared)["Config"]["Env"]
+        if value.startswith("POSTGRES_PASSWORD=")
+    ]
+    assert bootstrap not in said + command_lines()
+    for guess in (bootstrap, "postgres", ""):
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            psycopg.connect(f"host=127.0.0.1 port={server.port} user=postgres dbname=postgres", password=guess)
+
+
+def test_there_is_one_container_for_a_server_and_no_other(shared: Sandbox, client: docker.DockerClient) -> None:
+    from testcontainers.core.config import testcontainers_config
+
+    owner = container_of(shared)["Config"]["Labels"]["pgsandbox.owner"]
+    ours = client.api.containers(all=True, filters={"label": f"pgsandbox.owner={owner}"})
+    assert [one["Id"] for one in ours] == [shared.server.running.detail["container"]]
+    assert not client.api.containers(all=True, filters={"label": "org.testcontainers.session-id"})
+    assert not testcontainers_config.ryuk_disabled
+
+
+def test_the_log_is_what_the_container_printed(shared: Sandbox) -> None:
+    server = shared.server.running
+    assert "database system is ready to accept connections" in named("docker").logs(server, 1000)
+    assert len(named("docker").logs(server, 3).splitlines()) == 3
+
+
+def test_a_seed_holds_no_secret_and_is_gone_with_the_run_as_its_volumes_are(client: docker.DockerClient) -> None:
+    """With a server for each worker, an image of the first one's stopped cluster is what the others start from."""
+    volumes: set[str] = set()
+
+    def watch(_text: str) -> None:
+        for one in client.api.containers(filters={"label": f"pgsandbox.owner={places.home_id()}"}):
+            mounts = client.api.inspect_container(one["Id"])["Mounts"]
+            volumes.update(mount["Name"] for mount in mounts if mount["Type"] == "volume")
+
+    worker = {"workers": 2, "worker": "gw0", "scope": "worker", "cache": False}
+    with running(**settings(**worker), progress=watch) as sandbox:
+        server = sandbox.server.running
+        [token] = seeds(client)
+        everything = json.dumps([client.api.inspect_image(f"pgsandbox-seed:{token}")])
+        everything += json.dumps(client.api.history(f"pgsandbox-seed:{token}"))
+        assert server.password not in everything
+        for password in re.findall("POSTGRES_PASSWORD=([0-9a-f]+)", everything):
+            with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+                psycopg.connect(f"host=127.0.0.1 port={server.port} user=postgres dbname=postgres", password=password)
+    assert volumes  # what a seed is made of can't be on a tmpfs, and so the image's volumes are made
+    deadline = time.monotonic() + 5
+    while (left := left_of(client, token, volumes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == set()
+
+
+def seeds(client: docker.DockerClient) -> list[str]:
+    """The tokens of the seeds of this test's own runs."""
+    found = client.api.images(filters={"label": f"pgsandbox.owner={places.home_id()}"})
+    return [tag.rpartition(":")[2] for one in found for tag in one["RepoTags"] or []]
+
+
+def left_of(client: docker.DockerClient, token: str, volumes: set[str]) -> set[str]:
+    return {*volumes.intersection(one.name for one in client.volumes.list()), *{token}.intersection(seeds(client))}
+
+
+# The image's contract -------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_trusts_everybody_asks_for_the_password_all_the_same() -> None:
+    trusting = "ENV POSTGRES_HOST_AUTH_METHOD=trust"
+    with derived_image(image(18), trusting) as name, running(**settings(image=name)) as sandbox:
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            psycopg.connect(f"host=127.0.0.1 port={sandbox.server.port} user=postgres dbname=postgres").close()
+
+
+def test_an_image_with_names_of_its_own_serves() -> None:
+    changes = ("ENV POSTGRES_USER=app POSTGRES_DB=app PGUSER=app", "CMD postgres -c fsync=on -c work_mem=7MB")
+    with derived_image(image(18), *changes) as name, running(**settings(image=name)) as sandbox:
+        assert sandbox.server.execute("SELECT current_user::text, current_database()::text") == [("postgres",) * 2]
+        assert sandbox.server.execute("SHOW fsync") == [("off",)]
+
+
+def test_an_image_that_does_not_run_as_root_serves_in_both_scopes() -> None:
+    user = "USER postgres"
+    with derived_image(image(18), user) as name:
+        for more in ({"scope": "session"}, {"scope": "worker", "workers": 2}):
+            with running(**settings(image=name), **more) as sandbox:
+                assert sandbox.server.execute("SELECT 1") == [(1,)]
+
+
+def test_an_image_with_its_data_beside_its_volumes_serves_from_a_tmpfs() -> None:
+    with derived_image(image(18), "ENV PGDATA=/elsewhere/data") as name, running(**settings(image=name)) as sandbox:
+        assert "/elsewhere/data" in container_of(sandbox)["HostConfig"]["Tmpfs"]
+        assert container_of(sandbox)["Mounts"] == []
+
+
+def test_an_image_of_another_version_than_asked_for_is_refused() -> None:
+    with pytest.raises(EngineError) as caught:
+        DockerEngine().find(Settings(image=image(15), version=18), silent)
+    assert str(caught.value) == (
+        f"pgsandbox: docker: the image {image(15)} has PostgreSQL 15, but version = 18\n"
+        "  hint: change image or version so that they agree; {version} in image stands for the version"
+    )
+
+
+def test_the_version_is_part_of_the_image_name_where_it_says_so() -> None:
+    with derived_image(image(15)) as name, contextlib.closing(docker.from_env()) as client:
+        client.api.tag(name, "pgsandbox-test-derived", "15-of-ours")
+        try:
+            choice = DockerEngine().find(Settings(image="pgsandbox-test-derived:{version}-of-ours", version=15), silent)
+            assert (choice.major, choice.what) == (15, "pgsandbox-test-derived:15-of-ours")
+        finally:
+            client.api.remove_image("pgsandbox-test-derived:15-of-ours")
+
+
+def test_a_daemon_that_allows_no_tmpfs_keeps_the_data_in_a_volume_that_is_removed(
+    monkeypatch: pytest.MonkeyPatch, client: docker.DockerClient
+) -> None:
+    """The refusal is made up; what follows is the daemon's."""
+    create = docker.APIClient.create_container
+
+    def refuse(self: docker.APIClient, **more: Any) -> Any:
+        if more["host_config"].get("Tmpfs"):
+            response = Response()
+            response.status_code = 500
+            raise docker.errors.APIError("500 Server Error", response, "invalid mount: tmpfs is not supported here")
+        return create(self, **more)
+
+    monkeypatch.setattr(docker.APIClient, "create_container", refuse)
+    with running(**settings()) as sandbox:
+        [volume] = container_of(sandbox)["Mounts"]
+        assert volume["Type"] == "volume"
+        assert container_of(sandbox)["HostConfig"]["Tmpfs"] in ({}, None)
+    deadline = time.monotonic() + 5
+    while volume["Name"] in {one.name for one in client.volumes.list()} and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert volume["Name"] not in {one.name for one in client.volumes.list()}
+
+
+# Pulling --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_image_is_pulled_and_the_progress_told(client: docker.DockerClient) -> None:
+    told: list[str] = []
+    with registry() as source:
+        choice = DockerEngine().find(Settings(image=source.name), told.append)
+        assert (choice.version, choice.what) == ("18.99", source.name)
+        assert told[0] == f"pulling {source.name}: Pulling from pg"
+        assert any(re.fullmatch(rf"pulling {source.name}: Downloading \[=*>.*\].*MB", line) for line in told)
+        assert any(line.startswith(f"pulling {source.name}: Extracting [") for line in told)
+        told.clear()
+        assert DockerEngine().find(Settings(image=source.name), told.append) == choice
+        assert told == []
+
+
+def test_the_users_credentials_open_a_private_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with registry(credentials="me:s3cr3t") as source:
+        with pytest.raises(EngineError) as caught:
+            DockerEngine().find(Settings(image=source.name), silent)
+        assert str(caught.value) == (
+            f"pgsandbox: docker: the image {source.name} is not here and can't be pulled\n"
+            f'  why: Head "http://{source.address}/v2/pg/manifests/18": no basic auth credentials\n'
+            f"  hint: check the name and the network, try `docker pull {source.name}`, or use --pgsandbox-engine=local"
+        )
+        auth = {source.address: {"auth": base64.b64encode(b"me:s3cr3t").decode()}}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": auth}))
+        assert DockerEngine().find(Settings(image=source.name), silent).version == "18.99"
+
+
+# Which daemon ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_docker_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_docker_host_may_be_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with forwarded_unix(tmp_path / "d.sock") as (host, forwarder):
+        monkeypatch.setenv("DOCKER_HOST", host)
+        with running(**settings()) as sandbox:
+            assert sandbox.server.host == "127.0.0.1"
+            assert forwarder.accepted > 0
+        assert os.environ["DOCKER_HOST"] == host
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_docker_host_may_be_a_loopback_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    with forwarded_tcp() as (host, forwarder):
+        monkeypatch.setenv("DOCKER_HOST", host)
+        with running(**settings()) as sandbox:
+            assert sandbox.server.host == "127.0.0.1"
+            [published] = container_of(sandbox)["NetworkSettings"]["Ports"]["5432/tcp"]
+            assert published["HostIp"] == "127.0.0.1"
+            assert forwarder.accepted > 0
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_the_current_context_is_followed_and_the_environment_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with forwarded_unix(tmp_path / "d.sock") as (host, forwarder):
+        folder = tmp_path / "config"
+        meta = folder / "contexts/meta" / hashlib.sha256(b"mine").hexdigest() / "meta.json"
+        meta.parent.mkdir(parents=True)
+        endpoints = {"docker": {"Host": host, "SkipTLSVerify": False}}
+        meta.write_text(json.dumps({"Name": "mine", "Metadata": {}, "Endpoints": endpoints}))
+        (folder / "config.json").write_text(json.dumps({"currentContext": "mine"}))
+        monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+        before = dict(os.environ)
+        with running(**settings()) as sandbox:
+            assert sandbox.server.execute("SELECT 1") == [(1,)]
+            assert dict(os.environ) == before
+            assert forwarder.accepted > 0
+        assert dict(os.environ) == before
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_a_daemon_across_the_network_publishes_at_its_own_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = own_address()
+    with forwarded_tcp(address) as (host, forwarder):
+        monkeypatch.setenv("DOCKER_HOST", host)
+        with running(**settings()) as sandbox:
+            server = sandbox.server
+            assert server.host == address
+            assert forwarder.accepted > 0
+            [published] = container_of(sandbox)["NetworkSettings"]["Ports"]["5432/tcp"]
+            assert published == {"HostIp": address, "HostPort": str(server.port)}
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", server.port))
+            with sandbox.database().connect() as connection:
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+                psycopg.connect(f"host={address} port={server.port} user=postgres dbname=postgres")
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_a_daemon_that_cannot_publish_where_it_is_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a forwarded port: the address that the client knows is not the daemon's."""
+    from testcontainers.core.config import testcontainers_config
+
+    monkeypatch.setattr(testcontainers_config, "tc_host_override", "203.0.113.7")
+    with pytest.raises(EngineError) as caught, running(**settings()):
+        pass
+    said = str(caught.value)
+    reason = re.search(r"\n  why: (.*)\n", said)
+    assert reason is not None
+    assert "cannot assign requested address" in reason[1]
+    assert said == (
+        "pgsandbox: docker: the daemon can't publish a port at 203.0.113.7, where this client would reach it\n"
+        f"  why: {reason[1]}\n"
+        "  hint: run the tests on the daemon's own machine, or use --pgsandbox-engine=local"
+    )
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_nothing_is_imported_where_there_is_no_sign_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(engine, "Path", lambda path: tmp_path / "none" if path == "/var/run/docker.sock" else Path(path))
+    monkeypatch.setattr(engine.Path, "home", lambda: tmp_path, raising=False)
+    assert not engine._is_configured()
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / ".docker/config.json").write_text('{"auths": {}}')
+    assert not engine._is_configured()
+    (tmp_path / ".docker/config.json").write_text('{"currentContext": "mine"}')
+    assert engine._is_configured()
