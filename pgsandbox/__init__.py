@@ -1,4 +1,4 @@
-"""pgsandbox: a real PostgreSQL of its own for every test worker, gone afterwards. The public names, loaded lazily."""
+"""pgsandbox: a real PostgreSQL of its own for every test worker, gone afterwards; the public names, loaded lazily."""
 
 from __future__ import annotations
 

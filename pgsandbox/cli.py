@@ -1,4 +1,4 @@
-"""The command line: what a user types and reads. stdout is data, stderr is narration; the work is in `named`."""
+"""The command line, what a user types and reads: stdout is data, stderr is narration, and the work is in `named`."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class _WithRest(click.Command):
         try:
             return super().parse_args(ctx, args[:end])
         except click.NoSuchOption as problem:
-            problem.message += f" What is for {self.name} goes after --."
-            raise
+            message = f"{problem.format_message()} What is for {self.name} goes after --."
+            raise click.UsageError(message, problem.ctx) from None
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "[-- ARGS...]"]

@@ -49,7 +49,8 @@ def holders(server: Server, role: str) -> str | None:
     )
     lines = [f"{len(rows)} of the {found[0][0]} connections of {role} are held:"]
     for pid, state, since, application, query in rows:
-        lines.append(f"  pid {pid}, {state} for {since.total_seconds():.1f}s, {application or 'unnamed'}: {query}")
+        name, said = application or "unnamed", query or "no statement yet"
+        lines.append(f"  pid {pid}, {state} for {since.total_seconds():.1f}s, {name}: {said}")
     lines.append(
         "a connection that was just closed may still count for a moment; the setting connections raises the budget"
     )

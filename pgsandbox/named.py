@@ -279,7 +279,7 @@ def _end(found: Named) -> None:
     elif not found.run.startswith(_UP) and _is_in_use(folder):
         (folder / supervised.GRANT).unlink(missing_ok=True)
         record.unlink(missing_ok=True)
-    elif not supervised.end(folder, timeout=_END_TIMEOUT):
+    elif supervised.end(folder, timeout=_END_TIMEOUT):
         raise ServerError(
             f"the sandbox {found.name} did not end within {_END_TIMEOUT:g}s", hint="try `pgsandbox prune`"
         )

@@ -1,4 +1,4 @@
-"""pytest's side: options, hooks and fixtures. What they do is in `session`; importing this costs next to nothing."""
+"""pytest's side: options, hooks and fixtures that cost next to nothing until used; what they do is in `session`."""
 
 from __future__ import annotations
 

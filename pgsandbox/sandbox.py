@@ -1,4 +1,4 @@
-"""Sandbox: settings in, databases out. It finds an engine, starts or joins the run's server, and hands out clones."""
+"""Sandbox: settings in, databases out, by way of an engine, the run's server and clones of its template."""
 
 from __future__ import annotations
 
@@ -195,14 +195,12 @@ class Sandbox:
 
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
-        trouble: list[str] = []
-        for folder in (folder_of(self._run_id) / "servers").glob("*"):
-            if (folder / supervised.GRANT).exists() and not granted:
-                continue
-            if not supervised.end(folder, timeout=_END_TIMEOUT):
-                trouble.append(f"the server {folder.name} did not end within {_END_TIMEOUT:g}s")
+        servers = (folder_of(self._run_id) / "servers").glob("*")
+        left = supervised.end(
+            *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()), timeout=_END_TIMEOUT
+        )
         self.close()
-        return trouble
+        return [f"the server {folder.name} did not end within {_END_TIMEOUT:g}s" for folder in left]
 
     # Databases -------------------------------------------------------------------------------------------------------
 

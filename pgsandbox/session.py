@@ -33,7 +33,7 @@ class Identity:
     worker: str
     """`gw0` and so on, `main` without xdist, `controller` for the process that runs no test."""
     workers: int
-    controller: int | None = None
+    controller: int | None = field(default=None, compare=False)
     """The pid of the process that started this worker."""
 
     @property
@@ -60,12 +60,12 @@ def worker_identity() -> Identity | None:
 
 def _is_alive(pid: int) -> bool:
     """Whether there is a process of that pid; an orphaned worker must not take itself for a run of its own."""
+    if os.name != "posix":
+        return True  # to ask like this would be to end it
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as problem:
+        return isinstance(problem, PermissionError)
     return True
 
 

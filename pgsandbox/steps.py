@@ -148,7 +148,8 @@ class SqlStep:
                 hint="install PostgreSQL's client programs, or use `pg_dump --inserts`",
             )
         words = (psql, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={self.file}")
-        _run_program(self.text, words, context)
+        environ = {**context.environ, "PGCLIENTENCODING": "UTF8"}
+        _run_program(self.text, words, Context(context.root, environ, context.timeout))
 
     def _failed(self, source: str, problem: psycopg.Error) -> TemplateError:
         said = problem.diag.message_primary or str(problem).strip()
@@ -233,13 +234,11 @@ def _too_slow(what: str, context: Context, why: str) -> TemplateError:
 
 def hint_for(said: str) -> str | None:
     """What to set, where PostgreSQL's own words show that the owner's rights were not enough."""
-    if re.search(r"permission denied to create extension|extension .* is not available|could not open extension", said):
-        return (
-            "name it in the setting extensions: those are created by the superuser; it must be installed in the server"
-        )
-    if re.search(
-        r"permission denied to create role|must be superuser|Only roles with|permission denied to (alter|grant)", said
-    ):
+    if re.search(r"extension .* is not available|could not open extension", said):
+        return "install it in the server (a package, or another image), and name it in the setting extensions"
+    if "permission denied to create extension" in said:
+        return "name it in the setting extensions: those are created by the superuser"
+    if re.search(r"permission denied (to|for language)|must be superuser|Only roles with", said):
         return "set superuser = true (with scope = worker), or leave what belongs to the whole server out of migrations"
     if "cannot run inside a transaction block" in said:
         return "put that statement into a file of its own"

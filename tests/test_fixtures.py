@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Inner, Target
 
-EVERY_SENTENCE = '''
+EVERY_SENTENCE = """
 import asyncio, os, psycopg, pytest
 from psycopg import sql
 
@@ -100,7 +100,8 @@ def test_a_factory_gives_fresh_databases(pgsandbox, pgsandbox_factory, pgsandbox
     create(pgsandbox, "mine")
     one, two = pgsandbox_factory(), pgsandbox_factory()
     create(one, "ones")
-    assert (tables(pgsandbox), tables(one), tables(two)) == (["from_init", "mine"], ["from_init", "ones"], ["from_init"])
+    assert tables(pgsandbox) == ["from_init", "mine"]
+    assert (tables(one), tables(two)) == (["from_init", "ones"], ["from_init"])
     assert len({pgsandbox.url, one.url, two.url}) == 3
     one.reset()
     assert tables(one) == ["from_init"]
@@ -112,8 +113,8 @@ def test_a_factory_gives_fresh_databases(pgsandbox, pgsandbox_factory, pgsandbox
     seen["open"] = one.connect()
 
 def test_what_a_factory_gave_is_dropped_even_if_in_use(pgsandbox_server):
-    present = {n for n, in pgsandbox_server.execute("SELECT datname FROM pg_database UNION SELECT rolname FROM pg_roles")}
-    assert not seen["factory"] & present
+    rows = pgsandbox_server.execute("SELECT datname FROM pg_database UNION SELECT rolname FROM pg_roles")
+    assert not seen["factory"] & {name for name, in rows}
     with pytest.raises(psycopg.OperationalError), seen.pop("open") as connection:
         connection.execute("SELECT 1")
 
@@ -135,7 +136,7 @@ def test_a_snapshot_can_be_restored_more_than_once(pgsandbox):
 def test_a_snapshot_is_not_the_baseline(pgsandbox):
     assert tables(pgsandbox) == ["from_init"]
     assert pgsandbox.url == seen["url"]
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,9 @@ def test_every_sentence_of_the_fixture_table_holds(
 
 
 def test_fixtures_have_the_scopes_that_are_promised(inner: Inner) -> None:
-    listed = dict(re.findall(r"^(pgsandbox\w*)(?: \[(\w+) scope\])? -- ", inner("--fixtures").stdout.str(), re.MULTILINE))
+    listed = dict(
+        re.findall(r"^(pgsandbox\w*)(?: \[(\w+) scope\])? -- ", inner("--fixtures").stdout.str(), re.MULTILINE)
+    )
     assert listed == {
         "pgsandbox": "",
         "pgsandbox_url": "",
@@ -171,7 +174,7 @@ def test_fixtures_have_the_scopes_that_are_promised(inner: Inner) -> None:
     }
 
 
-BASELINES = '''
+BASELINES = """
 import pytest
 
 def add(database, word):
@@ -237,7 +240,7 @@ def test_a_failing_block_gives_the_baseline_back(pgsandbox):
 def test_no_copy_is_left(pgsandbox_server, pgsandbox):
     names = pgsandbox_server.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [pgsandbox.name + "%"])
     assert len(names) == 2  # itself, and the session's baseline
-'''
+"""
 
 
 def test_baselines_nest(inner: Inner, pytester: pytest.Pytester) -> None:
@@ -362,7 +365,15 @@ def test_autouse_isolates_tests_that_name_no_fixture(inner: Inner, pytester: pyt
 def test_the_setting_isolation_is_what_tests_get_by_default(
     inner: Inner, pytester: pytest.Pytester, isolation: str, passed: int
 ) -> None:
-    pytester.makepyfile("import pytest\n@pytest.mark.parametrize('n', range(3))\ndef test_one(pgsandbox_connection, n): pgsandbox_connection.execute('CREATE TABLE t ()')")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_one(pgsandbox_connection, number):
+            pgsandbox_connection.execute("CREATE TABLE t ()")
+        """
+    )
     result = inner(f"--pgsandbox-isolation={isolation}", named=False)
     result.assert_outcomes(passed=passed, failed=3 - passed)
 

@@ -59,7 +59,7 @@ def _header(workers: str) -> str:
     return HEADER.format(minor=minor[1], folder=folder, workers=workers)
 
 
-INERT = '''
+INERT = """
 import observer, pytest
 
 def test_no_variable_is_set(): assert observer.changed() == set()
@@ -82,7 +82,7 @@ def test_then_it_works(pgsandbox_connection):
     assert pgsandbox_connection.execute("SELECT 1").fetchone() == (1,)
 
 def test_and_sets_no_variable(): assert observer.changed() == set()
-'''
+"""
 
 
 @pytest.mark.parametrize("words", [(), ("-n2", "--dist=loadfile")], ids=["alone", "xdist"])
@@ -285,9 +285,7 @@ def test_failing(pgsandbox_connection):
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "installed"])
-@pytest.mark.parametrize(
-    "engine", ["local", pytest.param("docker", marks=pytest.mark.docker)]
-)
+@pytest.mark.parametrize("engine", ["local", pytest.param("docker", marks=pytest.mark.docker)])
 def test_warnings_as_errors_find_nothing_of_ours(
     inner: Inner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, engine: str, named: bool
 ) -> None:

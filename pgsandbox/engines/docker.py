@@ -44,7 +44,7 @@ _SEEDED = "seeded.json"
 _IDLE = 2
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _API_TIMEOUT = 60
-_IN_FLIGHT = 3.0
+_IN_FLIGHT = 2.0
 
 
 class DockerEngine:
@@ -125,7 +125,7 @@ class DockerEngine:
     def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
         """An image of the cluster of `running`, its server stopped cleanly; `folder` is not needed."""
         is_kept = running.detail["is_kept"]
-        tag = f"{_KEPT}:{name}" if is_kept else f"{_SEEDS}:{running.token}"
+        tag = f"{_KEPT}:{name}-{places.digest(str(folder))}" if is_kept else f"{_SEEDS}:{running.token}"
         with contextlib.closing(connect()) as client:
             container = running.detail["container"]
             if not is_kept:  # from here on an image may come to be, even if we don't live to see it
@@ -388,7 +388,7 @@ def _parts(
             "POSTGRES_PASSWORD": password,
             "POSTGRES_USER": "postgres",
             "POSTGRES_DB": "postgres",
-        "POSTGRES_HOST_AUTH_METHOD": "scram-sha-256",  # whatever the image says
+            "POSTGRES_HOST_AUTH_METHOD": "scram-sha-256",  # whatever the image says
             "POSTGRES_INITDB_ARGS": "--no-sync" + (" --no-data-checksums" if major >= 18 else ""),
         }
     else:  # nobody knows a password for the cluster yet; keep.sh sets this one, of which a verifier gives nothing away
@@ -450,8 +450,10 @@ class _Output:
 
     def close(self) -> None:
         """Hear no more of it."""
-        with contextlib.suppress(Exception):  # the container may have closed it first
-            self._stream.close()
+        # Closing the stream ends the reading of it; its response has the socket, which nobody else would close.
+        for part in (self._stream, getattr(self._stream, "_response", None)):
+            with contextlib.suppress(Exception):  # the container may have closed it first
+                part.close()
 
     def _gather(self, stream: Any) -> None:
         pending = ""

@@ -142,16 +142,20 @@ def start_for(order: Order, spec: dict[str, Any]) -> Handle:
     return handle
 
 
-def end(folder: Path, *, timeout: float) -> bool:
-    """Ask the supervisor of `folder` to remove its server now; whether it has, within `timeout` seconds."""
+def end(*folders: Path, timeout: float) -> list[Path]:
+    """Ask the supervisors of `folders` to remove their servers now; those that have not within `timeout` seconds.
+
+    All are asked before any is waited for: a seed can't be removed before the servers that were started from it.
+    """
     deadline = time.monotonic() + timeout
-    asked = False
-    while lease.is_supervised(folder):
+    alive, asked = list(folders), set[Path]()
+    while alive := [folder for folder in alive if lease.is_supervised(folder)]:
         if time.monotonic() >= deadline:
-            return False
-        asked = asked or _signal(folder, signal.SIGTERM)  # one that has just begun has not said its pid yet
+            break
+        # One that has just begun has not said its pid yet.
+        asked |= {folder for folder in alive if folder not in asked and _signal(folder, signal.SIGTERM)}
         time.sleep(0.01)
-    return True
+    return alive
 
 
 def bake(folder: Path, to: Path, *, timeout: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import subprocess
 import time
@@ -27,7 +26,7 @@ def docker(*words: str) -> list[str]:
     """The lines that a docker command prints. Raises DockerProblem."""
     if not shutil.which("docker"):
         raise DockerProblem("there is no docker command")
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise DockerProblem(lines[-1])
@@ -52,11 +51,9 @@ class Marked:
         self._known: set[str] = set()
 
     @classmethod
-    def made_of(cls, image: str, major: int) -> Marked:
+    def made_of(cls, image: str, major: int, token: str) -> Marked:
         """A new one; `image` is pulled if it isn't here. Raises DockerProblem."""
-        marked = cls(secrets.token_hex(6))
-        with contextlib.suppress(DockerProblem):
-            docker("image", "inspect", "--format", "{{.Id}}", image)
+        marked = cls(token)
         try:
             container = docker("create", "--label", marked._label, image)[-1]
             try:

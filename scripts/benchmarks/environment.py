@@ -30,15 +30,16 @@ def prepare() -> dict[str, str]:
     """
     wanted = {"folder": str(FOLDER), "python": sys.version, "requires": [*_SHARED, *_requirements()]}
     stamp = json.loads(_STAMP.read_text()) if _STAMP.is_file() else {}
+    state = _checkout()  # before it is installed: what is changed meanwhile is installed again the next time
     if {key: stamp.get(key) for key in wanted} != wanted:
         say(f"making {FOLDER.relative_to(ROOT)}")
         _run([sys.executable, "-m", "venv", "--clear", str(FOLDER)])
         _install(*_SHARED)
         _install(str(ROOT))
-        stamp = {**wanted, "pgsandbox": _checkout(), "missing": _install_peers()}
-    elif stamp["pgsandbox"] != _checkout():
+        stamp = {**wanted, "pgsandbox": state, "missing": _install_peers()}
+    elif stamp["pgsandbox"] != state:
         say("installing the checkout's pgsandbox")
-        stamp["pgsandbox"] = _checkout()
+        stamp["pgsandbox"] = state
         _install("--force-reinstall", "--no-deps", str(ROOT))
         _install(str(ROOT))
     _STAMP.write_text(json.dumps(stamp))
@@ -48,7 +49,11 @@ def prepare() -> dict[str, str]:
 
 def versions() -> str:
     """What is in it, in one line."""
-    names = ["pgsandbox", "pytest", *(requirement.partition("=")[0].partition("[")[0] for requirement in _requirements())]
+    names = [
+        "pgsandbox",
+        "pytest",
+        *(requirement.partition("=")[0].partition("[")[0] for requirement in _requirements()),
+    ]
     listed = json.loads(_run([str(PYTHON), "-m", "pip", "list", "--format=json"]))
     found = {one["name"].lower().replace("_", "-"): one["version"] for one in listed}
     return ", ".join(f"{name} {found[name]}" for name in names if name in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import signal
@@ -67,19 +68,24 @@ def proportional(pid: int) -> float:
     return int(match[1]) / 1024 if match else 0.0
 
 
-def kill(pids: list[int]) -> None:
-    """End processes that are below us."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def outlive(grace: float) -> None:
+    """Wait until nothing is below us; what is there after `grace` seconds is killed. No `Popen` of ours may run."""
+    deadline = time.monotonic() + grace
+    while below := descendants(os.getpid()):
+        if time.monotonic() > deadline:
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+        bury_orphans()
 
 
 def busy(seconds: float) -> float:
-    """Which part of all processors was in use during the next `seconds`: while we sleep, that is others."""
+    """Which part of all processors is in use during the next `seconds`, by others: we sleep. NaN if unknown."""
     before = _ticks()
     time.sleep(seconds)
     idle, total = (after - then for after, then in zip(_ticks(), before, strict=True))
-    return 1 - idle / total if total else 0.0
+    return 1 - idle / total if total else math.nan
 
 
 def _ticks() -> tuple[int, int]:

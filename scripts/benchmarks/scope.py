@@ -70,7 +70,9 @@ def _timed(flags: list[str]) -> tuple[float, float]:
     """Seconds of one run of the suite, and the peak of its PostgreSQL processes' memory in MB (shared counted once)."""
     command = [str(PYTHON), "-m", "pytest", "-q", "-p", "pgsandbox", "-p", "no:randomly", "-p", "no:cacheprovider"]
     begun = time.monotonic()
-    suite = subprocess.Popen([*command, *flags], cwd=BOOKING, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    suite = subprocess.Popen(
+        [*command, *flags], cwd=BOOKING, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     peak, before = 0.0, set(postgres_processes())
     while suite.poll() is None:
         peak = max(peak, sum(proportional(pid) for pid in set(postgres_processes()) - before))

@@ -1,10 +1,10 @@
 """Runs that are made to be killed: start one, wait for a moment of its life, kill it, wait until nothing is left.
 
-    run = ChaosRun.start(folder, flags, stop_at="template")
-    run.wait_for("template")
-    watch = Watch(runtime, spared=[...])
-    run.kill("controller")
-    watch.wait_until_clean()
+run = ChaosRun.start(folder, flags, stop_at="template")
+run.wait_for("template")
+watch = Watch(runtime, spared=[...])
+run.kill("controller")
+watch.wait_until_clean()
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ class ChaosRun:
     folder: Path
     process: subprocess.Popen[bytes]
     mark: str
+    began_at: float = field(default_factory=time.monotonic, init=False)
     killed_at: float = field(default=0.0, init=False)
 
     @classmethod
@@ -243,7 +244,7 @@ class Watch:
             *(f"folder {folder}" for folder in self.run_folders()),
             *(f"data {data}" for data in self._data if data.exists()),
             *(f"container {container}" for container in self._ours("ps", "--all")),
-            *(f"image {image}" for image in self._ours("images")),
+            *(f"image {image}" for image in self._ours("images", "--filter=reference=pgsandbox-seed")),
             *(f"volume {volume}" for volume in self._volumes if _docker("volume", "inspect", volume) != ["[]"]),
         ]
 

@@ -200,7 +200,9 @@ def test_where_even_the_temporary_folder_has_a_long_path_tmp_is_taken(some_targe
         for folder in (long, long.parent):
             os.chown(folder, user.uid, user.gid)
         places_ = {"_PGSANDBOX_ROOT": str(long / "runtime"), "TMPDIR": str(long)}
-        code = "import pgsandbox.places; pgsandbox.places._SHARED_MEMORY = pgsandbox.places.Path('/nowhere')\n" + STARTED
+        code = (
+            "import pgsandbox.places; pgsandbox.places._SHARED_MEMORY = pgsandbox.places.Path('/nowhere')\n" + STARTED
+        )
         done = user.python("-c", code, json.dumps(some_target.settings), **places_)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""pytest-postgresql, as its README shows: a process fixture that loads the schema into a template, a client that clones.
+"""pytest-postgresql, as its README shows: the server loads the schema into a template, a client clones it.
 
 No image: the binaries of the folder that the bench was given. They refuse to run as root, so there another user does.
 """

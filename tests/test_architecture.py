@@ -1,0 +1,262 @@
+"""The house: which way its rooms may look, how little its door costs, and that what is shipped stands alone."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pgsandbox
+
+if TYPE_CHECKING:
+    from conftest import Target
+
+PACKAGE = Path(pgsandbox.__file__).parent
+CHECKOUT = Path(__file__).parent.parent
+
+LAYERS = """
+    __main__
+    cli  xdist                                              what a user types; what xdist calls
+    plugin  named                                           hooks and fixtures; sandboxes with a name
+    session  supervisor                                     one pytest process; the process beside a server
+    sandbox                                                 settings in, databases out
+    template  cache  connections  isolation.clone  isolation.rollback
+    isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left
+    server  database                                        a server, a database as its user sees it
+    engines.docker  engines.local  engines.external         where a server can run
+    engines                                                 what all engines have in common
+    engines.archive  engines.binaries  engines.ready  engines.supervised  engines.topology
+    run                                                     what the processes of a run agree on
+    lease                                                   who is alive
+    places  sources                                         our folders; where settings are written
+    settings  shell  command  libpq  scram  tuning          values, and other programs' ways
+    errors
+"""
+"""From top to bottom; a module may import what is in rows below its own, and nothing else of ours."""
+
+UPWARDS = {
+    ("engines", "engines.docker"): "an engine is loaded when it is chosen",
+    ("engines", "engines.local"): "the same",
+    ("engines", "engines.external"): "the same",
+    ("plugin", "xdist"): "hooks that are registered only where xdist is",
+}
+"""The only imports that look up, each inside a function, and why."""
+
+OUTSIDE = {
+    "pytest": {"plugin", "xdist"},
+    "_pytest": set(),
+    "xdist": set(),
+    "click": {"cli"},
+    "rich": {"cli"},
+    "docker": {"engines.docker", "engines.topology"},
+    "testcontainers": {"engines.docker", "engines.topology"},
+}
+"""Packages of others that only some modules may know at all, be it for a type."""
+
+HEAVY = ("docker", "testcontainers", "psycopg", "filelock", "click", "rich", "platformdirs")
+
+
+def modules() -> dict[str, ast.Module]:
+    """All of ours by name, without `pgsandbox.`; the package itself, which loads its names lazily, is left out."""
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        if name := ".".join(parts).removesuffix("__init__").rstrip("."):
+            found[name] = ast.parse(file.read_text(encoding="utf-8"))
+    return found
+
+
+def imports(tree: ast.AST, *, types_too: bool, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """What is imported, by full name, and whether that happens inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from ((f"{node.module}.{alias.name}", inside) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types_too:
+            continue
+        else:
+            deeper = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from imports(node, types_too=types_too, inside=deeper)
+
+
+def ours(full: str, known: dict[str, ast.Module]) -> str | None:
+    """The module of ours that an import of `full`, a module or a name in one, loads."""
+    parts = full.split(".")
+    if parts[0] != "pgsandbox":
+        return None
+    return next((name for end in (len(parts), -1) if (name := ".".join(parts[1:end])) in known), None)
+
+
+def layers() -> list[set[str]]:
+    """The rows of the table; what stands in one after three spaces is a remark."""
+    return [set(line.strip().partition("   ")[0].split()) for line in LAYERS.strip().splitlines()]
+
+
+# Direction ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_its_layer() -> None:
+    placed = [name for row in layers() for name in row]
+    assert sorted(placed) == sorted(modules())
+
+
+def test_imports_look_down() -> None:
+    known, height = modules(), {name: -number for number, row in enumerate(layers()) for name in row}
+    upwards = {}
+    for name, tree in known.items():
+        for full, inside in imports(tree, types_too=False):
+            other = ours(full, known)
+            if other is not None and other != name and height[other] >= height[name]:
+                upwards[name, other] = inside
+    assert upwards == dict.fromkeys(UPWARDS, True)
+
+
+def test_others_packages_are_known_only_where_they_belong() -> None:
+    knowing: dict[str, set[str]] = {package: set() for package in OUTSIDE}
+    for name, tree in modules().items():
+        for full, _ in imports(tree, types_too=True):
+            if full.split(".")[0] in knowing:
+                knowing[full.split(".")[0]].add(name)
+    assert knowing == OUTSIDE
+
+
+def test_every_module_begins_with_one_sentence() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        assert (file, first[-1:], first.count(". ")) == (file, ".", 0)
+
+
+def test_all_public_names_are_there_and_no_other() -> None:
+    assert {name: type(getattr(pgsandbox, name)) for name in pgsandbox.__all__}
+    with pytest.raises(AttributeError, match="module 'pgsandbox' has no attribute 'nothing'"):
+        pgsandbox.nothing  # noqa: B018
+
+
+# Weight ---------------------------------------------------------------------------------------------------------------
+
+IMPORT = """\
+import importlib, json, sys, time
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+before, began = set(sys.modules), time.perf_counter()
+importlib.import_module(sys.argv[1])
+cost = time.perf_counter() - began
+print(json.dumps({"loaded": sorted(set(sys.modules) - before), "ms": cost * 1000, "all": sorted(sys.modules)}))
+"""
+
+
+def loaded(*names: str) -> dict[str, object]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "COV_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, *names], env=environ, capture_output=True, text=True, check=True
+    )
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "also"),
+    [
+        (("pgsandbox",), ("pytest",)),
+        (("pgsandbox.plugin", "pytest"), ()),
+        (("pgsandbox.session", "pytest"), ()),
+        (("pgsandbox.supervisor",), ("pytest", "xdist")),
+    ],
+    ids=["package", "plugin", "session", "supervisor"],
+)
+def test_what_everybody_loads_is_light(
+    names: tuple[str, ...], also: tuple[str, ...], record_property: pytest.RecordProperty
+) -> None:
+    found = loaded(*names)
+    record_property("import_ms", found["ms"])
+    print(f"{names[0]}: {found['ms']:.2f} ms, {len(found['loaded'])} modules")  # type: ignore[arg-type]
+    assert [name for name in (*HEAVY, *also) if name in found["all"]] == []  # type: ignore[operator]
+
+
+def test_the_plugin_loads_of_ours_only_settings_and_errors() -> None:
+    found = loaded("pgsandbox.plugin", "pytest")["loaded"]
+    assert [name for name in found if name.startswith("pgsandbox")] == [  # type: ignore[attr-defined]
+        "pgsandbox",
+        "pgsandbox.errors",
+        "pgsandbox.plugin",
+        "pgsandbox.settings",
+    ]
+
+
+# The wheel ------------------------------------------------------------------------------------------------------------
+
+SHIPPED = """\
+from pathlib import Path
+import pgsandbox
+
+def test_it_is_the_wheel_that_serves(pgsandbox_connection):
+    assert Path(pgsandbox.__file__).is_relative_to({venv!r})
+    assert pgsandbox_connection.execute("SELECT current_database()").fetchone() == ("pgsandbox_main",)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built of the checkout; the build's own dependencies are taken from here if they are here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    isolation = ["--no-isolation"] if importlib.util.find_spec("hatchling") else []
+    command = [sys.executable, "-m", "build", "--wheel", *isolation, "--outdir", str(folder), str(CHECKOUT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [found] = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        [entry_points] = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        said = archive.read(entry_points).decode().split()
+    sources = {
+        str(path.relative_to(CHECKOUT))
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == sources
+    assert {"pgsandbox/py.typed", "pgsandbox/engines/keep.sh"} <= names
+    assert " ".join(said) == (
+        "[console_scripts] pgsandbox = pgsandbox.cli:main [pytest11] pgsandbox = pgsandbox.plugin"
+    )
+
+
+def test_the_wheel_works_far_from_the_checkout(wheel: Path, tmp_path: Path, some_target: Target) -> None:
+    """In an environment of its own, which finds all that pgsandbox depends on where this one has it."""
+    venv, project = tmp_path / "venv", tmp_path / "project"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    python = venv / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", f"--python={python}", "install"]
+    subprocess.run([*install, "--no-deps", "--no-index", wheel], check=True)
+    [site] = venv.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    project.mkdir()
+    (project / "test_shipped.py").write_text(SHIPPED.format(venv=str(venv)))
+    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **some_target.environ}
+    environ.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [python, "-m", "pytest", "-p", "pgsandbox", "-W", "error", "-q"],
+        cwd=project,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    script = subprocess.run([venv / "bin" / "pgsandbox", "--version"], capture_output=True, text=True, check=True)
+    assert script.stdout == f"{pgsandbox.__version__}\n"
