@@ -30,6 +30,8 @@ class Fingerprint:
 
     key: str | None
     why_not: str | None = None
+    hint: str | None = None
+    """What to set so that it can be kept, where that is a matter of settings."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def fingerprint(settings: Settings, choice: Choice, root: Path) -> Fingerprint:
         return Fingerprint(None, "cache = false")
     if programs and not watched:
         why = "matches no file" if settings.watch else "does not say what it reads"
-        return Fingerprint(None, f"{programs[0]!r} may read anything, and the setting watch {why}")
+        hint = "watch matches no file" if settings.watch else "set watch to the files that its steps read"
+        return Fingerprint(None, f"{programs[0]!r} may read anything, and the setting watch {why}", hint)
     digest = hashlib.sha256()
     for part in (FORMAT, platform.machine(), choice.engine, choice.version, choice.detail.get("id", choice.what)):
         _add(digest, str(part))

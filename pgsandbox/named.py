@@ -18,8 +18,9 @@ from pgsandbox import engines, lease, places, sources, sweep
 from pgsandbox.database import Address
 from pgsandbox.engines import Running, supervised
 from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, PlaceError, ServerError, UsageError
+from pgsandbox.launch import RUNNING
 from pgsandbox.run import Run, all_runs, damaged, folder_of, read_record, write_record
-from pgsandbox.sandbox import NAMED, RUNNING, Sandbox
+from pgsandbox.sandbox import NAMED, Sandbox
 from pgsandbox.settings import SETTINGS, Settings, show_duration
 
 if TYPE_CHECKING:

@@ -7,23 +7,23 @@ import re
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pgsandbox import connections, engines, lease, places, scram, sources, steps, template, tuning
-from pgsandbox.cache import Cache, Entry, Fingerprint, fingerprint
+from pgsandbox import connections, engines, places, scram, sources, steps, template, tuning
+from pgsandbox.cache import Fingerprint, fingerprint
 from pgsandbox.database import Address, Database
-from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
-from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError, UsageError
+from pgsandbox.engines import Choice, Progress, supervised
+from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.isolation.clone import CloneIsolation
-from pgsandbox.run import Run, folder_of, write_record
-from pgsandbox.server import Server
+from pgsandbox.launch import Launcher, patience
+from pgsandbox.run import Run, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
+
+if TYPE_CHECKING:
+    from pgsandbox.server import Server
 
 NAMED = "named-"
 """Records of a run that begin so are what the command line finds by name."""
-
-RUNNING = "running.json"
-"""The file in a server's folder that says how it is reached."""
 
 _END_TIMEOUT = 5.0
 
@@ -71,7 +71,7 @@ class Sandbox:
         self._server: Server | None = None
         self._facts = template.Facts()
         self._fingerprint: Fingerprint | None = None
-        self._own_lease: lease.Lease | None = None
+        self._launching: Launcher | None = None
         self._spare: supervised.Handle | None = None
         self._databases: dict[str, tuple[Database, CloneIsolation]] = {}
         self._fresh = 0
@@ -96,7 +96,7 @@ class Sandbox:
         """The engine that serves and why; made once for all processes of the run. Raises EngineError."""
         if self._choice is None:
             run = self.join()
-            with run.lock("choice", timeout=self._patience):
+            with run.lock("choice", timeout=patience(self.settings)):
                 record = run.read("choice")
                 if record is None:
                     try:
@@ -150,22 +150,18 @@ class Sandbox:
         """The server, started or joined, its template built. Raises PgsandboxError, in every process the same."""
         if self._server is None:
             steps.checked(self.settings.init, self.root)
-            run = self.join()
-            if self._is_shared:
-                self._server = self._shared_server(run)
-            else:
-                self._server = self._own_server(run)
-            self._discard_spare()
+            launcher = self._launcher
+            started = launcher.shared(workers=self.workers) if self._is_shared else launcher.own()
+            self._server, self._facts = started
         return self._server
 
     def prepare(self) -> None:
         """Start what all workers of the run share, so that none of them has to wait for it. Raises PgsandboxError."""
         steps.checked(self.settings.init, self.root)
-        run = self.join()
         if self._is_shared:
-            self._server = self._shared_server(run)
+            self._server, self._facts = self._launcher.shared(workers=self.workers)
         else:
-            self._seed(run)
+            self._launcher.seed()
 
     @property
     def is_started(self) -> bool:
@@ -182,13 +178,15 @@ class Sandbox:
         if self._server is not None:
             self._server.close()
             self._server = None
-        if self._own_lease is not None:
-            self._own_lease.release()
-            self._own_lease = None
+        if self._launching is not None:
+            self._launching.release()
+            self._launching = None
         if self._run is not None:
             self._run.leave()
             self._run = None
-        self._discard_spare()
+        if self._spare is not None:  # nothing was ever started
+            self._spare.detach()
+            self._spare = None
 
     def stop(self, *, granted: bool = False) -> list[str]:
         """End every server of the run now, and close; what could not be ended, in words.
@@ -289,17 +287,7 @@ class Sandbox:
         isolation.create()
         return Database(Address(server.host, server.port, name, password, name), isolation), isolation
 
-    # Servers ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def _is_shared(self) -> bool:
-        """Whether the run has one server; with a single worker, its own is as good as shared."""
-        return self.scope == "session" or self.workers == 1
-
-    @property
-    def _patience(self) -> float:
-        """Seconds to wait for another process of the run: it may itself wait for a start and for every step."""
-        return self.settings.timeout * (2 + len(self.settings.init)) + 600
+    # The run ---------------------------------------------------------------------------------------------------------
 
     def join(self) -> Run:
         """This process's part in the run, taken when first asked for."""
@@ -310,150 +298,22 @@ class Sandbox:
             self._run = Run(self._run_id)
         return self._run
 
-    def _discard_spare(self) -> None:
-        """Leave the supervisor that was started ahead to itself: it has its server, or others have theirs."""
-        if self._spare is not None:
-            self._spare.detach()
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the run has one server; with a single worker, its own is as good as shared."""
+        return self.scope == "session" or self.workers == 1
+
+    @property
+    def _launcher(self) -> Launcher:
+        if self._launching is None:
+            self._launching = Launcher(
+                self.join(),
+                self.settings,
+                root=self.root,
+                choice=self.choice,
+                mark=self.fingerprint,
+                progress=self._progress,
+                spare=self._spare,
+            )
             self._spare = None
-
-    def _shared_server(self, run: Run) -> Server:
-        """The run's one server: whoever comes first starts it and builds the template, the others wait for that."""
-        with run.lock("server", timeout=self._patience):
-            record = run.read("server")
-            if record is not None:
-                server = Server(Running.from_record(record["running"]))
-                self._facts = template.Facts.from_record(record["facts"])
-                return server
-            try:
-                server = self._start_shared(run)
-            except PgsandboxError as problem:
-                run.fail("server", problem)
-                raise
-            self._finish(server)
-            run.write("server", {"running": server.running.to_record(), "facts": self._facts.to_record()})
-            return server
-
-    def _start_shared(self, run: Run) -> Server:
-        if self.fingerprint.key is not None:
-            return self._from_seed(run, held_by=run.folder, workers=self.workers)
-        server = self._launch(run, held_by=run.folder, workers=self.workers)
-        self._facts = self._build(server)
-        return server
-
-    def _own_server(self, run: Run) -> Server:
-        """A server of this worker's own, started from the run's seed, in which the template stands ready."""
-        server = self._from_seed(run, held_by=None, workers=1)
-        self._finish(server)
-        return server
-
-    def _from_seed(self, run: Run, *, held_by: Path | None, workers: int) -> Server:
-        """A server in which the template stands ready. A seed that turns out to be damaged is made anew, once."""
-        record = self._seed(run)
-        try:
-            server = self._launch(run, held_by=held_by, workers=workers, seed=record["seed"])
-        except SeedError as problem:
-            self._progress(f"{problem.message}: it is built anew")
-            record = self._seed(run, instead_of=record)
-            server = self._launch(run, held_by=held_by, workers=workers, seed=record["seed"])
-        self._facts = template.Facts.from_record(record["facts"])
-        return server
-
-    def _seed(self, run: Run, *, instead_of: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The run's seed: whoever comes first finds or makes it, the others wait for that."""
-        with run.lock("seed", timeout=self._patience):
-            record = run.read("seed")
-            if record is not None and record == instead_of:
-                if self.fingerprint.key is not None:
-                    Cache().drop(self.fingerprint.key)
-                record = None
-            if record is None:
-                try:
-                    record = self._kept_seed(run)
-                except PgsandboxError as problem:
-                    run.fail("seed", problem)
-                    raise
-                run.write("seed", record)
-        return record
-
-    def _kept_seed(self, run: Run) -> dict[str, Any]:
-        """The seed from the cache, or made for it; where the cache can't be used, one for this run."""
-        key = self.fingerprint.key
-        if key is None:
-            return self._make_seed(run, Seeding.RUN, run.folder, "seed")
-        cache = Cache()
-        try:
-            with cache.building(key, timeout=self._patience):
-                entry = cache.find(key)
-                if entry is not None:
-                    return {"seed": entry.seed, "facts": entry.facts}
-                record = self._make_seed(run, Seeding.KEPT, cache.prepare(), key)
-                cache.keep(self._entry(key, record), limit=self.settings.cache_size)
-                return record
-        except PlaceError as problem:
-            self._progress(f"the template is not kept: {problem.message}")
-            return self._make_seed(run, Seeding.RUN, run.folder, "seed")
-
-    def _entry(self, key: str, record: dict[str, Any]) -> Entry:
-        return Entry(
-            key=key,
-            engine=self.choice.engine,
-            version=self.choice.version,
-            seed=record["seed"],
-            facts=record["facts"],
-            size=record["seed"]["size"],
-            project=str(self.root),
-            created=time.time(),
-        )
-
-    def _make_seed(self, run: Run, seeding: Seeding, folder: Path, name: str) -> dict[str, Any]:
-        server = self._launch(run, held_by=run.folder, workers=1, seeding=seeding)
-        try:
-            facts = self._build(server)
-            server.forget_password()
-        finally:
-            server.close()
-        engine = engines.named(server.engine)
-        seed = engine.bake(server.running, folder=folder, name=name, timeout=self.settings.timeout)
-        return {"seed": seed, "facts": facts.to_record()}
-
-    def _launch(
-        self,
-        run: Run,
-        *,
-        held_by: Path | None,
-        workers: int,
-        seed: dict[str, Any] | None = None,
-        seeding: Seeding = Seeding.NONE,
-    ) -> Server:
-        token = places.new_token()
-        places.private(run.folder / "servers")
-        folder = places.private(run.folder / "servers" / token)
-        if held_by is None:
-            self._own_lease = lease.hold(folder)
-        order = Order(
-            token=token,
-            folder=folder,
-            run=run.id,
-            flags=tuning.flags(self.settings, workers=workers),
-            timeout=self.settings.timeout,
-            lease=held_by or folder,
-            seed=seed,
-            seeding=seeding,
-            supervisor=self._spare,
-        )
-        try:
-            running = engines.named(self.choice.engine).start(self.choice, order, self._progress)
-        finally:
-            self._discard_spare()  # it has a server now, or is of no use
-        write_record(folder / RUNNING, running.to_record())
-        server = Server(running)
-        server.connect()
-        return server
-
-    def _build(self, server: Server) -> template.Facts:
-        return template.build(server, self.settings, self.root, self._progress)
-
-    def _finish(self, server: Server) -> None:
-        """Roles belong to the whole server: only where it is one worker's own may that worker make some."""
-        if server.is_ours:
-            server.allow_roles(self.scope == "worker" or self.workers == 1)
+        return self._launching

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pgsandbox.errors import PgsandboxError, UsageError
 from pgsandbox.libpq import MISLEADING
+from pgsandbox.settings import masked
 
 if TYPE_CHECKING:
     from pgsandbox.database import Database
@@ -172,7 +173,7 @@ class Session:
     def describe(self) -> str:
         """The header's line: which engine, version and scope, how many connections, and why that engine."""
         try:
-            choice, scope = self.sandbox.choice, self.sandbox.scope
+            choice, scope, mark = self.sandbox.choice, self.sandbox.scope, self.sandbox.fingerprint
         except PgsandboxError as problem:
             return problem.message
         workers = f"{self.identity.workers} worker{'s' if self.identity.workers != 1 else ''}"
@@ -180,6 +181,7 @@ class Session:
         return (
             f"PostgreSQL {choice.version}, {choice.engine}: {choice.what}{why}, scope {scope}, "
             f"{workers} of {self.settings.connections} connections, isolation {self.settings.isolation}"
+            + (f", template built in each run: {mark.hint}" if mark.hint and self.settings.cache else "")
         )
 
     # Environment -----------------------------------------------------------------------------------------------------
@@ -318,7 +320,7 @@ def _in_brief(problem: Exception) -> str:
 def _masked(name: str, value: str | None) -> str:
     if value is None:
         return "not set"
-    return "***" if name == "PGPASSWORD" else re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", value)
+    return "***" if name == "PGPASSWORD" else masked(value)
 
 
 def _written_in(name: str, value: str | None, root: Path) -> str:

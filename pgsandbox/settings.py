@@ -105,7 +105,7 @@ def _options(raw: Raw) -> tuple[str, ...]:
 
 
 def _texts(raw: Raw) -> list[str]:
-    texts = list(raw) if isinstance(raw, (list, tuple)) else [raw]
+    texts: list[Any] = list(raw) if isinstance(raw, (list, tuple)) else [raw]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("is not a list of texts")
     return texts

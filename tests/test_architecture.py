@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from machine import running
 
 import pgsandbox
+from pgsandbox.engines import supervised
+from pgsandbox.run import read_record
 
 if TYPE_CHECKING:
     from conftest import Target
@@ -30,6 +33,7 @@ LAYERS = """
     plugin  named                                           hooks and fixtures; sandboxes with a name
     session  supervisor                                     one pytest process; the process beside a server
     sandbox                                                 settings in, databases out
+    launch                                                  how a run's server comes to be
     template  cache  connections  isolation.clone  isolation.rollback
     isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left
     server  database                                        a server, a database as its user sees it
@@ -107,13 +111,9 @@ def layers() -> list[set[str]]:
 # Direction ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_layer() -> None:
-    placed = [name for row in layers() for name in row]
-    assert sorted(placed) == sorted(modules())
-
-
 def test_imports_look_down() -> None:
     known, height = modules(), {name: -number for number, row in enumerate(layers()) for name in row}
+    assert sorted(height) == sorted(known), "every module has its layer"
     upwards = {}
     for name, tree in known.items():
         for full, inside in imports(tree, types_too=False):
@@ -193,6 +193,19 @@ def test_the_plugin_loads_of_ours_only_settings_and_errors() -> None:
         "pgsandbox.plugin",
         "pgsandbox.settings",
     ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_supervisor_takes_our_modules_for_ours_alone(some_target: Target) -> None:
+    """With the package's own folder on its path, `import errors` of any library would get ours."""
+    with running(**some_target.settings) as sandbox:
+        record = read_record(Path(sandbox.server.running.folder) / supervised.PID)
+        assert record is not None
+        words = Path(f"/proc/{record['pid']}/cmdline").read_text().split("\0")
+    [line] = [line for line in words[words.index("-c") + 1].splitlines() if line.startswith("sys.path")]
+    path = ast.literal_eval(line.partition(" = ")[2])
+    assert path[0] == str(PACKAGE.parent)
+    assert str(PACKAGE) not in path
 
 
 # The wheel ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 import pytest
@@ -21,6 +21,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgsandbox import Database, Sandbox, libpq, scram
 from pgsandbox.database import Address
+
+if TYPE_CHECKING:
+    from conftest import Target
 
 ODD = "o'd d\\:/?#[]@!$&()*+,;=%20~\"{}|^`<>\tü€\N{PILE OF POO}"
 anything = text(characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
@@ -205,8 +208,17 @@ MISLEADING = {
 }
 
 
-def test_variables_of_libpq_lead_nobody_elsewhere(some_target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in MISLEADING.items():
+@pytest.fixture
+def misleading(tmp_path: Path) -> dict[str, str]:
+    service = "[production]\nhost=production.invalid\nhostaddr=192.0.2.1\nuser=nobody\nsslmode=require\n"
+    (tmp_path / "services").write_text(service)
+    return {**MISLEADING, "PGSERVICE": "production", "PGSERVICEFILE": str(tmp_path / "services")}
+
+
+def test_variables_of_libpq_lead_nobody_elsewhere(
+    some_target: Target, misleading: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in misleading.items():
         monkeypatch.setenv(name, value)
     with running(**some_target.settings) as sandbox:
         database = sandbox.database()
@@ -220,9 +232,8 @@ def test_variables_of_libpq_lead_nobody_elsewhere(some_target: Any, monkeypatch:
         assert asyncio.run(ask()) == (database.name, database.name)
 
 
-def test_programs_find_the_database_and_no_other(sandbox: Sandbox, tmp_path: Path) -> None:
-    (tmp_path / "services").write_text("[production]\nhost=production.invalid\nuser=nobody\n")
-    base = {**os.environ, **MISLEADING, "PGSERVICE": "production", "PGSERVICEFILE": str(tmp_path / "services")}
+def test_programs_find_the_database_and_no_other(sandbox: Sandbox, misleading: dict[str, str]) -> None:
+    base = {**os.environ, **misleading}
     database = sandbox.database()
     environ = libpq.environment(database.env, base)
     code = f"import psycopg; print(*psycopg.connect('').execute({WHO!r}).fetchone())"

@@ -44,9 +44,20 @@ def test_the_variables_lead_to_the_workers_database(number, pgsandbox):
 """
 
 
-@pytest.mark.parametrize("words", [(), ("-n2",)], ids=["alone", "xdist"])
 @pytest.mark.parametrize(
-    "way", ["-p", "addopts", "PYTEST_ADDOPTS", "env", "-p without autoload", "addopts without autoload"]
+    ("way", "words"),
+    [
+        ("-p", ()),
+        ("-p", ("-n2",)),
+        ("-p without autoload", ()),
+        ("addopts", ()),
+        ("addopts without autoload", ("-n2",)),
+        ("PYTEST_ADDOPTS", ()),
+        ("PYTEST_ADDOPTS", ("-n2",)),
+        ("env", ()),
+        ("env", ("-n2",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "".join(value) or "alone",
 )
 def test_named_on_purpose_it_exports_the_url_before_conftest_files_are_imported(
     inner: Inner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, way: str, words: tuple[str, ...]

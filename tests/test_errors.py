@@ -60,7 +60,7 @@ def test_the_hierarchy_is_as_it_is_drawn() -> None:
     drawn = {}
     above: list[str] = []
     for line in errors.__doc__.splitlines():
-        if found := re.match(r"([│├└─ ]*)(\w+Error) +([0-9])", line):
+        if found := re.match(r"([│├└─ ]*)(\w+Error) +([0-9]+)", line):
             depth = len(found[1]) // 4
             above = [*above[:depth], found[2]]
             drawn[found[2]] = (above[-2] if depth else "Exception", int(found[3]))

@@ -145,7 +145,12 @@ def test_a_snapshot_is_not_the_baseline(pgsandbox):
         pytest.param("local", ("--pgsandbox-scope=worker",), id="local"),
         pytest.param("local", ("--pgsandbox-scope=session", "-n2", "--dist=loadfile"), id="local-xdist-session"),
         pytest.param("docker", ("-n2", "--dist=loadfile"), id="docker-xdist", marks=pytest.mark.docker),
-        pytest.param("docker", (), id="docker", marks=pytest.mark.docker),
+        pytest.param(
+            "docker",
+            ("--pgsandbox-scope=worker", "-n2", "--dist=loadfile"),
+            id="docker-xdist-worker",
+            marks=pytest.mark.docker,
+        ),
     ],
 )
 def test_every_sentence_of_the_fixture_table_holds(

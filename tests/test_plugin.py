@@ -184,8 +184,11 @@ FAILURE = re.compile(
 )
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["named", "installed"])
-@pytest.mark.parametrize("words", [(), ("-n2",)], ids=["alone", "xdist"])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [((), True), (("-n2",), True), (("-n2",), False)],
+    ids=["alone, named", "xdist, named", "xdist, installed"],
+)
 def test_a_server_that_cannot_start_fails_every_test_at_once_with_the_same_words(
     inner: Inner,
     pytester: pytest.Pytester,
@@ -333,3 +336,25 @@ def _all_of(terminal: int) -> str:
                 break
             chunks.append(chunk)
     return b"".join(chunks).decode()
+
+
+@pytest.mark.parametrize(
+    ("conftest", "test", "words", "code"),
+    [
+        ("1 / 0", "def test_one(): pass", (), pytest.ExitCode.USAGE_ERROR),
+        ("", "1 / 0", (), pytest.ExitCode.INTERRUPTED),
+        ("", "def test_one(): pass", ("no_such_file.py",), pytest.ExitCode.USAGE_ERROR),
+        ("", "import pytest\ndef test_one(pgsandbox): pytest.exit('enough', 7)", (), 7),
+        ("", "def test_one(pgsandbox): pass", ("-p", "no:terminal"), pytest.ExitCode.OK),
+        ("def pytest_collection_modifyitems(): 1 / 0", "def test_one(pgsandbox): pass", (), pytest.ExitCode.INTERNAL_ERROR),
+    ],
+    ids=["conftest error", "collection error", "usage error", "exit", "no terminal", "internal error"],
+)
+def test_a_run_that_ends_in_an_unusual_way_leaves_nothing(
+    inner: Inner, pytester: pytest.Pytester, conftest: str, test: str, words: tuple[str, ...], code: int
+) -> None:
+    pytester.makeconftest(conftest)
+    pytester.makepyfile(test_it=test)
+    result = inner(*words)
+    assert result.ret == code
+    assert "pgsandbox.errors" not in result.stdout.str() + result.stderr.str()

@@ -43,8 +43,8 @@ def test_a_failed_tests_database_can_be_opened_afterwards(
         monkeypatch.setenv(name, value)
     pytester.makepyfile(test_kept=KEPT)
     commands: dict[str, str] = {}
-    for _ in range(2):  # a second run keeps its own beside them
-        result = inner("--pgsandbox-keep=failed", "--pgsandbox-ttl=15m", *words)
+    for more in (words, ()):  # a second run keeps its own beside the first one's
+        result = inner("--pgsandbox-keep=failed", "--pgsandbox-ttl=15m", *more)
         result.assert_outcomes(passed=2, failed=1)
         lines = "\n".join(line for line in result.outlines if line.startswith("kept: "))
         found = re.findall(KEPT_LINE, lines, re.MULTILINE)

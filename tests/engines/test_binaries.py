@@ -91,12 +91,12 @@ def test_every_usual_folder_is_looked_at(pattern: str, tmp_path: Path, monkeypat
 
 
 def test_homebrew_macports_and_postgres_app_are_usual() -> None:
-    assert USUAL_FOLDERS > {
+    assert {
         "/opt/homebrew/opt/postgresql@*/bin",
         "/usr/local/opt/postgresql@*/bin",
         "/opt/local/lib/postgresql*/bin",
         "/Applications/Postgres.app/Contents/Versions/*/bin",
-    }
+    } < USUAL_FOLDERS
 
 
 def test_an_installed_version_goes_before_the_embedded_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,10 @@ def test_an_image_that_does_not_run_as_root_serves_also_as_a_seed() -> None:
 
 
 def test_an_image_with_its_data_beside_its_volumes_serves_from_a_tmpfs() -> None:
-    with derived_image(image(18), "ENV PGDATA=/elsewhere/data") as name, running(**settings(image=name, cache=False)) as sandbox:
+    with (
+        derived_image(image(18), "ENV PGDATA=/elsewhere/data") as name,
+        running(**settings(image=name, cache=False)) as sandbox,
+    ):
         assert "/elsewhere/data" in container_of(sandbox)["HostConfig"]["Tmpfs"]
         assert container_of(sandbox)["Mounts"] == []
 

@@ -270,7 +270,7 @@ def test_the_locale_is_the_same_whatever_the_environment_says(
         assert facts == ("C.UTF-8", "C.UTF-8", "UTF8")
         words = connection.execute("SELECT string_agg(w, ' ' ORDER BY w) FROM unnest('{b,Z,a,ä}'::text[]) w").fetchone()
         assert words == ("Z a b ä",)
-        assert connection.execute("SELECT upper('straße ä ı')").fetchone() == ("STRAßE Ä I",)
+        assert connection.execute("SELECT upper('straße ä')").fetchone() == ("STRAßE Ä",)
         with pytest.raises(psycopg.Error, match=r'^relation "nothing" does not exist'):
             connection.execute("SELECT FROM nothing")
 
@@ -332,4 +332,4 @@ def test_ports_are_below_those_of_outgoing_connections() -> None:
     if sys.platform.startswith("linux"):
         first, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
         assert local._PORTS.stop <= int(first)
-    assert 1024 < local._PORTS.start
+    assert local._PORTS.start > 1024

@@ -1,0 +1,212 @@
+"""How a run's server comes to be: joined, started in place, or started from a seed; once for all who need it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgsandbox import engines, lease, places, template, tuning
+from pgsandbox.cache import Cache, Entry, Fingerprint
+from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
+from pgsandbox.errors import PgsandboxError, PlaceError, SeedError
+from pgsandbox.run import Run, write_record
+from pgsandbox.server import Server
+from pgsandbox.template import Facts
+
+if TYPE_CHECKING:
+    from pgsandbox.settings import Settings
+
+RUNNING = "running.json"
+"""The file in a server's folder that says how it is reached."""
+
+
+def patience(settings: Settings) -> float:
+    """Seconds to wait for another process of the run: it may itself wait for a pull, a start and every step."""
+    return settings.timeout * (2 + len(settings.init)) + 600
+
+
+class Launcher:
+    """Starts the servers that one process of a run needs, and holds what is this process's alone until `release`.
+
+    `choice` says on which engine, `mark` whether the template can be kept, and `spare` is a supervisor that was started
+    ahead and waits for a server.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        *,
+        root: Path,
+        choice: Choice,
+        mark: Fingerprint,
+        progress: Progress,
+        spare: supervised.Handle | None,
+    ) -> None:
+        self._run = run
+        self._settings = settings
+        self._root = root
+        self._choice = choice
+        self._mark = mark
+        self._progress = progress
+        self._spare = spare
+        self._patience = patience(settings)
+        self._own_lease: lease.Lease | None = None
+
+    def shared(self, *, workers: int) -> tuple[Server, Facts]:
+        """The run's one server: whoever comes first starts it and builds the template, the others wait for that.
+
+        Raises PgsandboxError, in every process of the run the same.
+        """
+        with self._run.lock("server", timeout=self._patience):
+            record = self._run.read("server")
+            if record is not None:
+                return Server(Running.from_record(record["running"])), Facts.from_record(record["facts"])
+            try:
+                server, facts = self._start_shared(workers)
+            except PgsandboxError as problem:
+                self._run.fail("server", problem)
+                raise
+            # Roles belong to the whole server: only where it is one worker's own may that worker make some.
+            self._allow_roles(server, allowed=workers == 1)
+            self._run.write("server", {"running": server.running.to_record(), "facts": facts.to_record()})
+            return server, facts
+
+    def own(self) -> tuple[Server, Facts]:
+        """A server of this process's own, in which the template stands ready. Raises PgsandboxError."""
+        server, facts = self._from_seed(held_by=None, workers=1)
+        self._allow_roles(server, allowed=True)
+        return server, facts
+
+    def seed(self, *, instead_of: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The run's seed and its facts: whoever comes first finds or makes it, the others wait for that.
+
+        One that is no good, `instead_of`, is made anew. Raises PgsandboxError, in every process of the run the same.
+        """
+        with self._run.lock("seed", timeout=self._patience):
+            record = self._run.read("seed")
+            if record is not None and record == instead_of:
+                if self._mark.key is not None:
+                    Cache().drop(self._mark.key)
+                record = None
+            if record is None:
+                try:
+                    record = self._kept_seed()
+                except PgsandboxError as problem:
+                    self._run.fail("seed", problem)
+                    raise
+                self._run.write("seed", record)
+        return record
+
+    def release(self) -> None:
+        """Give up what is this process's alone: its own server ends, and a supervisor without a server."""
+        if self._own_lease is not None:
+            self._own_lease.release()
+            self._own_lease = None
+        self._discard_spare()
+
+    def _start_shared(self, workers: int) -> tuple[Server, Facts]:
+        if self._mark.key is not None:
+            return self._from_seed(held_by=self._run.folder, workers=workers)
+        server = self._launch(held_by=self._run.folder, workers=workers)
+        return server, self._build(server)
+
+    def _from_seed(self, *, held_by: Path | None, workers: int) -> tuple[Server, Facts]:
+        """A server in which the template stands ready. A seed that turns out to be damaged is made anew, once."""
+        record = self.seed()
+        try:
+            server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
+        except SeedError as problem:
+            self._progress(f"{problem.message}: it is built anew")
+            record = self.seed(instead_of=record)
+            server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
+        return server, Facts.from_record(record["facts"])
+
+    def _kept_seed(self) -> dict[str, Any]:
+        """The seed from the cache, or made for it; where the cache can't be used, one for this run."""
+        key = self._mark.key
+        if key is None:
+            return self._make_seed(Seeding.RUN, self._run.folder, "seed")
+        cache = Cache()
+        try:
+            with cache.building(key, timeout=self._patience):
+                entry = cache.find(key)
+                if entry is not None:
+                    return {"seed": entry.seed, "facts": entry.facts}
+                record = self._make_seed(Seeding.KEPT, cache.prepare(), key)
+                cache.keep(self._entry(key, record), limit=self._settings.cache_size)
+                return record
+        except PlaceError as problem:
+            self._progress(f"the template is not kept: {problem.message}")
+            return self._make_seed(Seeding.RUN, self._run.folder, "seed")
+
+    def _entry(self, key: str, record: dict[str, Any]) -> Entry:
+        return Entry(
+            key=key,
+            engine=self._choice.engine,
+            version=self._choice.version,
+            seed=record["seed"],
+            facts=record["facts"],
+            size=record["seed"]["size"],
+            project=str(self._root),
+            created=time.time(),
+        )
+
+    def _make_seed(self, seeding: Seeding, folder: Path, name: str) -> dict[str, Any]:
+        server = self._launch(held_by=self._run.folder, workers=1, seeding=seeding)
+        try:
+            facts = self._build(server)
+            server.forget_password()
+        finally:
+            server.close()
+        engine = engines.named(server.engine)
+        seed = engine.bake(server.running, folder=folder, name=name, timeout=self._settings.timeout)
+        return {"seed": seed, "facts": facts.to_record()}
+
+    def _launch(
+        self,
+        *,
+        held_by: Path | None,
+        workers: int,
+        seed: dict[str, Any] | None = None,
+        seeding: Seeding = Seeding.NONE,
+    ) -> Server:
+        """Start one server, kept alive by the lease on `held_by`, or with None by one of this process's own."""
+        token = places.new_token()
+        places.private(self._run.folder / "servers")
+        folder = places.private(self._run.folder / "servers" / token)
+        if held_by is None:
+            self._own_lease = lease.hold(folder)
+        order = Order(
+            token=token,
+            folder=folder,
+            run=self._run.id,
+            flags=tuning.flags(self._settings, workers=workers),
+            timeout=self._settings.timeout,
+            lease=held_by or folder,
+            seed=seed,
+            seeding=seeding,
+            supervisor=self._spare,
+        )
+        try:
+            running = engines.named(self._choice.engine).start(self._choice, order, self._progress)
+        finally:
+            self._discard_spare()  # it has a server now, or is of no use
+        write_record(folder / RUNNING, running.to_record())
+        server = Server(running)
+        server.connect()
+        return server
+
+    def _build(self, server: Server) -> Facts:
+        return template.build(server, self._settings, self._root, self._progress)
+
+    def _allow_roles(self, server: Server, *, allowed: bool) -> None:
+        if server.is_ours:
+            server.allow_roles(allowed)
+
+    def _discard_spare(self) -> None:
+        """Leave the supervisor that was started ahead to itself: it has its server, or others have theirs."""
+        if self._spare is not None:
+            self._spare.detach()
+            self._spare = None
