@@ -304,6 +304,15 @@ def test_warnings_as_errors_find_nothing_of_ours(
     result.stdout.no_fnmatch_line("*Warning*")
 
 
+COUNTING = """
+import os, sys, pytest
+before = os.listdir("/proc/self/fd")
+code = pytest.main(sys.argv[1:])
+assert len(os.listdir("/proc/self/fd")) == len(before), "a file was left open"
+sys.exit(code)
+"""
+
+
 def test_what_is_slow_is_told_on_a_terminal_and_leaves_no_file_open(
     inner: Inner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, some_target: Target
 ) -> None:
@@ -312,8 +321,8 @@ def test_what_is_slow_is_told_on_a_terminal_and_leaves_no_file_open(
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
     pytester.makepyfile("def test_one(pgsandbox): pass")
     pytester.makefile(".sql", slow="SELECT pg_sleep(1.6)", next="SELECT 1")
-    command = [sys.executable, "-X", "dev", "-m", "pytest", "-p", "pgsandbox", "-p", "no:randomly"]
-    command += ["--pgsandbox-init=slow.sql,next.sql"]
+    command = [sys.executable, "-c", COUNTING, "-p", "pgsandbox", "-p", "no:randomly"]
+    command += ["--pgsandbox-init=slow.sql,next.sql", "--pgsandbox-cache=false"]
     ours, theirs = pty.openpty()
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)

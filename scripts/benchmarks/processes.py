@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
+_CALM = 0.2
 
 
 def adopt_orphans() -> None:
@@ -86,6 +87,14 @@ def busy(seconds: float) -> float:
     time.sleep(seconds)
     idle, total = (after - then for after, then in zip(_ticks(), before, strict=True))
     return 1 - idle / total if total else math.nan
+
+
+def calm(patience: float) -> float:
+    """Wait, but no longer than `patience` seconds, until others are not busy; how busy they are then."""
+    deadline = time.monotonic() + patience
+    while (share := busy(0.2)) > _CALM and time.monotonic() < deadline:
+        pass
+    return share
 
 
 def _ticks() -> tuple[int, int]:

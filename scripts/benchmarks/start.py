@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     image = os.environ.get(f"TEST_IMAGE_{MAJOR}") or official
     parser.add_argument("--image", default=image, help=f"default: $TEST_IMAGE_{MAJOR}, else {official}")
     parser.add_argument("--binaries", default=binaries, help=f"their folder; default: $TEST_BIN_{MAJOR}, else found")
+    parser.add_argument("--patience", type=float, default=0, help="seconds to wait before a run while others are busy")
     parser.add_argument("--no-memory", action="store_true", help="leave out the table of memory")
 
 
@@ -50,28 +51,32 @@ def run(given: argparse.Namespace) -> int:
             sys.exit(f"bench: {environment.FOLDER.relative_to(environment.ROOT)} can't be made: {problem}")
         peers = [peer for peer in PEERS if not given.only or peer.name in (*given.only, _NOTHING)]
         every = [runs.prepare(peer, size, where, missing) for size in sizes for peer in peers]
-        others = _rounds(every, where, given.rounds)
+        others = _rounds(every, where, given.rounds, given.patience)
         _show(every, sizes, given.rounds, others)
         if not given.no_memory:
             print(f"\n{memory.measured(where, sizes[0])}", flush=True)
     return 0
 
 
-def _rounds(every: list[Series], where: bed.Bed, rounds: int) -> list[float]:
-    """All rounds; how busy others kept the machine before each."""
+def _rounds(every: list[Series], where: bed.Bed, rounds: int, patience: float) -> list[float]:
+    """All rounds; how busy others kept the machine before each run that counts."""
     others = []
     for turn in range(rounds + 1):
-        others.append(processes.busy(0.5))
+        say(f"round {turn} of {rounds}")
         for series in every:
-            if not series.failure:
-                runs.once(series, where, counts=turn > 0)
-        say(f"round {turn} of {rounds}: others keep the processors {others[-1]:.0%} busy")
+            if series.failure:
+                continue
+            share = processes.calm(patience if turn else 0)
+            runs.once(series, where, counts=turn > 0)
+            if turn:
+                others.append(share)
     return others
 
 
 def _show(every: list[Series], sizes: list[int], rounds: int, others: list[float]) -> None:
     print(f"pgsandbox {environment.checkout()}; {environment.versions()}; PostgreSQL {MAJOR}")
-    print(f"{os.cpu_count()} processors, busy with others' work between runs: {min(others):.0%} to {max(others):.0%}")
+    busy = f"{statistics.median(others):.0%} (median), {max(others):.0%} (most)" if others else "unknown"
+    print(f"{os.cpu_count()} processors, busy with others' work before the runs: {busy}")
     for size in sizes:
         here = [series for series in every if series.tables == size]
         smallest = {one.peer.name: one for one in every if one.tables == sizes[0] and not one.failure}

@@ -124,6 +124,7 @@ def test_chaos(pgsandbox, number):
     while os.environ["CHAOS_UNTIL"] and not (HERE / os.environ["CHAOS_UNTIL"]).exists() and time.monotonic() < deadline:
         with pgsandbox.connect() as connection:
             connection.execute("INSERT INTO t VALUES (0)")
+        time.sleep(0.05)
 """,
 }
 
@@ -238,11 +239,13 @@ class Watch:
         return [folder for folder in (self.runtime / "runs").glob("*") if folder.name not in self._spared]
 
     def left(self) -> list[str]:
-        """What is still there, in words."""
-        return [
+        """What is still there, in words; the daemon is asked, which takes a while, if there is nothing else."""
+        here = [
             *(f"process {pid}: {_read(pid, 'cmdline')[:100]}" for run in self._runs for pid in run.pids()),
             *(f"folder {folder}" for folder in self.run_folders()),
             *(f"data {data}" for data in self._data if data.exists()),
+        ]
+        return here or [
             *(f"container {container}" for container in self._ours("ps", "--all")),
             *(f"image {image}" for image in self._ours("images", "--filter=reference=pgsandbox-seed")),
             *(f"volume {volume}" for volume in self._volumes if _docker("volume", "inspect", volume) != ["[]"]),
