@@ -17,6 +17,8 @@ from pgsandbox.template import Facts
 if TYPE_CHECKING:
     from pgsandbox.settings import Settings
 
+_END_TIMEOUT = 5.0
+
 RUNNING = "running.json"
 """The file in a server's folder that says how it is reached."""
 
@@ -63,6 +65,7 @@ class Launcher:
             record = self._run.read("server")
             if record is not None:
                 return Server(Running.from_record(record["running"])), Facts.from_record(record["facts"])
+            self._end_unfinished()
             try:
                 server, facts = self._start_shared(workers)
             except PgsandboxError as problem:
@@ -91,6 +94,8 @@ class Launcher:
                     Cache().drop(self._mark.key)
                 record = None
             if record is None:
+                if instead_of is None:
+                    self._end_unfinished()
                 try:
                     record = self._kept_seed()
                 except PgsandboxError as problem:
@@ -110,7 +115,11 @@ class Launcher:
         if self._mark.key is not None:
             return self._from_seed(held_by=self._run.folder, workers=workers)
         server = self._launch(held_by=self._run.folder, workers=workers)
-        return server, self._build(server)
+        try:
+            return server, self._build(server)
+        except BaseException:
+            server.close()
+            raise
 
     def _from_seed(self, *, held_by: Path | None, workers: int) -> tuple[Server, Facts]:
         """A server in which the template stands ready. A seed that turns out to be damaged is made anew, once."""
@@ -197,6 +206,10 @@ class Launcher:
         server = Server(running)
         server.connect()
         return server
+
+    def _end_unfinished(self) -> None:
+        """End what a builder that died has left, at a time when nobody can have a server of the run yet."""
+        supervised.end(*(self._run.folder / "servers").glob("*"), timeout=_END_TIMEOUT)
 
     def _build(self, server: Server) -> Facts:
         return template.build(server, self._settings, self._root, self._progress)

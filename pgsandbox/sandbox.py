@@ -215,19 +215,25 @@ class Sandbox:
         return self._databases[worker][0]
 
     def fresh(self) -> Database:
-        """One more database, fresh from the template; `drop` it when it is no longer needed."""
+        """One more database, fresh from the template; `drop` it when it is no longer needed.
+
+        It is entered by this worker's own role, and so its connections count towards this worker's budget.
+        """
+        login = self.database().address
         self._fresh += 1
         worker = f"{self.worker}_{self._fresh}"
-        self._databases[worker] = self._make(self.server.names.database(worker))
+        name = self.server.names.database(worker)
+        isolation = self._isolation(name)
+        isolation.create()
+        self._databases[worker] = Database(dataclasses.replace(login, name=name), isolation), isolation
         return self._databases[worker][0]
 
     def drop(self, database: Database) -> None:
-        """Drop a database that `fresh` gave, and its role."""
+        """Drop a database that `fresh` gave."""
         for worker, (known, isolation) in list(self._databases.items()):
             if known is database:
                 del self._databases[worker]
                 isolation.drop()
-                self.server.drop_role(database.name)
 
     def limit(self, database: Database, budget: int | None) -> None:
         """Lower the budget of `database` to `budget` connections, or with None set it back."""
@@ -277,7 +283,7 @@ class Sandbox:
 
     def _make(self, name: str) -> tuple[Database, CloneIsolation]:
         server = self.server
-        isolation = CloneIsolation(server, name, template=server.names.template, facts=self._facts, budget=self.budget)
+        isolation = self._isolation(name)
         password = scram.new_password()
         if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
             server.drop_database(name)
@@ -286,6 +292,10 @@ class Sandbox:
         self._facts.apply_to_login(server, name)
         isolation.create()
         return Database(Address(server.host, server.port, name, password, name), isolation), isolation
+
+    def _isolation(self, name: str) -> CloneIsolation:
+        server = self.server
+        return CloneIsolation(server, name, template=server.names.template, facts=self._facts, budget=self.budget)
 
     # The run ---------------------------------------------------------------------------------------------------------
 

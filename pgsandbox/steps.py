@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +48,8 @@ class Context:
     """The environment for programs, the database's variables in it."""
     timeout: float
     """Seconds that one step may take."""
+    is_ours: bool = True
+    """Whether the server is ours, so that more rights could be had in it."""
 
 
 def parse(texts: Sequence[str], root: Path) -> list[Step]:
@@ -129,7 +131,7 @@ class SqlStep:
                 if isinstance(problem, psycopg.errors.QueryCanceled) and time.monotonic() >= deadline:
                     why = "PostgreSQL was still working on it"
                     raise _too_slow(f"init file {self._name}", context, why) from problem
-                raise self._failed(source, problem) from problem
+                raise self._failed(source, problem, context) from problem
             finally:
                 timer.cancel()
 
@@ -149,9 +151,9 @@ class SqlStep:
             )
         words = (psql, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={self.file}")
         environ = {**context.environ, "PGCLIENTENCODING": "UTF8"}
-        _run_program(self.text, words, Context(context.root, environ, context.timeout))
+        _run_program(self.text, words, replace(context, environ=environ))
 
-    def _failed(self, source: str, problem: psycopg.Error) -> TemplateError:
+    def _failed(self, source: str, problem: psycopg.Error, context: Context) -> TemplateError:
         said = problem.diag.message_primary or str(problem).strip()
         where = ""
         if problem.diag.statement_position:
@@ -162,7 +164,7 @@ class SqlStep:
         return TemplateError(
             f"init file {self._name} failed{where}",
             why="\n".join(filter(None, [said, problem.diag.message_detail, problem.diag.context])),
-            hint=hint_for(f"{problem.sqlstate} {said}") or problem.diag.message_hint,
+            hint=hint_for(f"{problem.sqlstate} {said}", context) or problem.diag.message_hint,
         )
 
 
@@ -179,7 +181,7 @@ class PythonStep:
         path = [str(context.root), *(p for p in sys.path if p)]
         words = (sys.executable, "-c", _CALL, self.module, self.function)
         environ = {**context.environ, "PYTHONPATH": os.pathsep.join(path)}
-        _run_program(self.text, words, Context(context.root, environ, context.timeout))
+        _run_program(self.text, words, replace(context, environ=environ))
 
 
 _CALL = """\
@@ -220,7 +222,7 @@ def _run_program(text: str, words: Sequence[str], context: Context) -> None:
     raise TemplateError(
         f"init step {text!r} failed with exit code {outcome.exit_code}",
         why=outcome.output or "it printed nothing",
-        hint=_NOT_FOUND if outcome.exit_code == command.NOT_FOUND else hint_for(outcome.output),
+        hint=_NOT_FOUND if outcome.exit_code == command.NOT_FOUND else hint_for(outcome.output, context),
     )
 
 
@@ -232,13 +234,15 @@ def _too_slow(what: str, context: Context, why: str) -> TemplateError:
     )
 
 
-def hint_for(said: str) -> str | None:
+def hint_for(said: str, context: Context) -> str | None:
     """What to set, where PostgreSQL's own words show that the owner's rights were not enough."""
     if re.search(r"extension .* is not available|could not open extension", said):
         return "install it in the server (a package, or another image), and name it in the setting extensions"
     if "permission denied to create extension" in said:
         return "name it in the setting extensions: those are created by the superuser"
     if re.search(r"permission denied (to|for language)|must be superuser|Only roles with", said):
+        if not context.is_ours:
+            return "the server is not ours: have its owner do that, once, and leave it out of the migrations"
         return "set superuser = true (with scope = worker), or leave what belongs to the whole server out of migrations"
     if "cannot run inside a transaction block" in said:
         return "put that statement into a file of its own"

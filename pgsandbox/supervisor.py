@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _POLL = 0.2
 _LINGER = 0.6
-_RUN_TIMEOUT = 10.0
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
         if spec is not None:
             _look_after(spec, signals)
     finally:
-        sweep.sweep_run(Path(run_folder), timeout=_RUN_TIMEOUT)
+        sweep.sweep_run(Path(run_folder))
 
 
 def _read_line() -> Any:

@@ -14,6 +14,8 @@ from pgsandbox.engines.supervised import SPEC
 from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
 from pgsandbox.run import all_runs, read_record
 
+_POLL = 0.1
+
 
 def sweep(*, keep: Path | None = None) -> tuple[list[str], list[PgsandboxError]]:
     """Remove what belonged to runs of this user that are provably dead; what was removed, and what could not be.
@@ -35,14 +37,12 @@ def sweep(*, keep: Path | None = None) -> tuple[list[str], list[PgsandboxError]]
     return removed, trouble
 
 
-def sweep_run(run_folder: Path, *, timeout: float) -> None:
+def sweep_run(run_folder: Path) -> None:
     """Remove a run's folder as soon as nobody holds it, and what killed processes of that run left in it.
 
-    Nothing is done while a server of the run has a supervisor: the last of those comes here in the end. Gives up
-    after `timeout` seconds, since then somebody else of the run is alive.
+    Waits for that as long as it takes, but not while a server of the run has a supervisor: that comes here, too.
     """
-    deadline = time.monotonic() + timeout
-    while run_folder.exists() and time.monotonic() < deadline:
+    while run_folder.exists():
         servers = _folders(run_folder / "servers")
         if any(lease.is_supervised(folder) for folder in servers):
             return
@@ -51,7 +51,7 @@ def sweep_run(run_folder: Path, *, timeout: float) -> None:
                 list(_sweep_server(folder))
         if not _folders(run_folder / "servers") and lease.remove_if_dead(run_folder):
             return
-        time.sleep(0.1)
+        time.sleep(_POLL)
 
 
 def _sweep_server(folder: Path) -> Iterator[str]:
@@ -87,7 +87,8 @@ def _remove(spec: dict[str, Any]) -> None:
         raise
     except Exception as problem:
         message = f"what is left of the {spec['engine']} server {spec['token']} could not be removed"
-        raise ServerError(message, why=f"{type(problem).__name__}: {problem}") from problem
+        hint = "the next start, or `pgsandbox prune`, tries again"
+        raise ServerError(message, why=f"{type(problem).__name__}: {problem}", hint=hint) from problem
 
 
 def _folders(parent: Path) -> list[Path]:

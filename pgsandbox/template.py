@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,25 +28,28 @@ class Facts:
     """What belongs to the template database but is not in its files, so that CREATE DATABASE does not copy it."""
 
     settings: tuple[tuple[str | None, str, str], ...] = ()
-    """`ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`: role (None for all), name, value."""
+    """`ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`: role (None for all), name, value.
+
+    The roles that the steps ran as stand for the worker's own."""
     login_settings: tuple[tuple[str, str], ...] = ()
     """`ALTER ROLE … SET` on the roles that the steps ran as: name, value."""
     grants: tuple[tuple[str, str, bool], ...] = ()
     """Rights on the database: role (PUBLIC for all), right, grantable."""
     comment: str | None = None
 
-    def apply(self, server: Server, database: str) -> None:
-        """Give `database`, a clone, what its files do not bring."""
+    def apply(self, server: Server, database: str, login: str) -> None:
+        """Give `database`, a clone that the role `login` is to enter, what its files do not bring."""
         name = sql.Identifier(database)
+        steps_ran_as = (server.names.owner, server.names.builder)
         if self.comment is not None:
             server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(self.comment)))
         for role, setting, value in self.settings:
             target = sql.SQL("DATABASE {}").format(name)
             if role is not None:
-                target = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(role), name)
+                entering = sql.Identifier(login if role in steps_ran_as else role)
+                target = sql.SQL("ROLE {} IN DATABASE {}").format(entering, name)
             _set(server, target, setting, value)
-        if self.grants:
-            server.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
+        server.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(name))
         for role, right, grantable in self.grants:
             grantee = sql.SQL("PUBLIC") if role == "PUBLIC" else sql.Identifier(role)
             option = sql.SQL(" WITH GRANT OPTION" if grantable else "")
@@ -91,7 +95,7 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
     address = Address(server.host, server.port, server.names.builder, password, server.names.template)
     database = Database(address, _Unresettable())
     environ = libpq.environment(database.env, os.environ) | dict.fromkeys(settings.env, database.url)
-    context = steps.Context(root, environ, settings.timeout)
+    context = steps.Context(root, environ, settings.timeout, server.is_ours)
     for step in plan:
         progress(step.text)
         try:
@@ -178,11 +182,30 @@ def _facts(server: Server) -> Facts:
 
 
 def _set(server: Server, target: sql.Composed, setting: str, value: str) -> None:
-    """`ALTER target SET setting`, by way of the session: PostgreSQL itself parses the value as it printed it."""
-    with server.admin.transaction():
-        server.execute("SELECT set_config(%s, %s, true)", [setting, value])
-        name = sql.SQL(".").join(sql.Identifier(part) for part in setting.split("."))
-        server.execute(sql.SQL("ALTER {} SET {} FROM CURRENT").format(target, name))
+    """`ALTER target SET setting`, with `value` as PostgreSQL stores it: a list is stored quoted, and must be split."""
+    name = sql.SQL(".").join(sql.Identifier(part) for part in setting.split("."))
+    values = _items(value) if setting.lower() in _LISTS else [value]
+    shown = sql.SQL(", ").join(sql.Literal(one) for one in values)
+    server.execute(sql.SQL("ALTER {} SET {} TO {}").format(target, name, shown))
+
+
+_LISTS = frozenset(
+    {
+        "local_preload_libraries",
+        "search_path",
+        "session_preload_libraries",
+        "shared_preload_libraries",
+        "temp_tablespaces",
+        "unix_socket_directories",
+    }
+)
+"""The settings whose values are lists of quoted names (PostgreSQL's source, GUC_LIST_QUOTE; pg_dump has them, too)."""
+
+
+def _items(value: str) -> list[str]:
+    """The names in a list such as `"$user", public, "a ""b"""`."""
+    found = re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', value)
+    return [quoted.replace('""', '"') or bare for quoted, bare in found]
 
 
 def _keyword(right: str) -> sql.SQL:

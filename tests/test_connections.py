@@ -26,6 +26,17 @@ def test_a_worker_may_open_as_many_connections_as_its_budget(some_target: Target
         database.connect().close()
 
 
+def test_further_databases_count_towards_their_workers_budget(some_target: Target) -> None:
+    with pgsandbox.Sandbox(**some_target.settings, connections=2, worker="a", scope="session", workers=2) as sandbox:
+        further = sandbox.fresh()
+        with sandbox.database().connect(), further.connect():
+            with pytest.raises(psycopg.OperationalError, match='FATAL:  too many connections for role "pgsandbox_a"'):
+                further.connect()
+            with pytest.raises(psycopg.OperationalError, match='FATAL:  too many connections for role "pgsandbox_a"'):
+                sandbox.database().connect()
+        sandbox.drop(further)
+
+
 def test_a_greedy_worker_never_takes_a_connection_from_its_neighbour(some_target: Target) -> None:
     with pgsandbox.Sandbox(**some_target.settings, connections=3, scope="session", workers=2) as sandbox:
         greedy, neighbour = sandbox.database("greedy"), sandbox.database("neighbour")
@@ -116,7 +127,7 @@ def test_the_test_that_overdraws_names_who_holds_the_connections(inner: Inner, p
         ],
         [
             "test_greedy.py::test_factory on gw0 asked for more connections than it may have",
-            "2 of the 2 connections of pgsandbox_gw0_1 are held:",
+            "2 of the 2 connections of pgsandbox_gw0 are held:",
             "  pid 7, idle for 0.1s, unnamed: no statement yet",
             "  pid 7, idle for 0.1s, unnamed: no statement yet",
             hint,

@@ -355,7 +355,12 @@ def _all_of(terminal: int) -> str:
         ("", "def test_one(): pass", ("no_such_file.py",), pytest.ExitCode.USAGE_ERROR),
         ("", "import pytest\ndef test_one(pgsandbox): pytest.exit('enough', 7)", (), 7),
         ("", "def test_one(pgsandbox): pass", ("-p", "no:terminal"), pytest.ExitCode.OK),
-        ("def pytest_collection_modifyitems(): 1 / 0", "def test_one(pgsandbox): pass", (), pytest.ExitCode.INTERNAL_ERROR),
+        (
+            "def pytest_collection_modifyitems(): 1 / 0",
+            "def test_one(pgsandbox): pass",
+            (),
+            pytest.ExitCode.INTERNAL_ERROR,
+        ),
     ],
     ids=["conftest error", "collection error", "usage error", "exit", "no terminal", "internal error"],
 )

@@ -29,7 +29,7 @@ class Choice:
     what: str
     """The image, the binaries' folder, or the server's address."""
     why: str = ""
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def major(self) -> int | None:
@@ -83,7 +83,7 @@ class Running:
     password: str = field(default="", repr=False)
     socket: str | None = None
     """The folder of its unix socket, where the superuser needs no password (peer)."""
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def to_record(self) -> dict[str, Any]:
         """This as JSON data."""

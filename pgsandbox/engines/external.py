@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,18 @@ def _connect(url: str) -> psycopg.Connection[Any]:
     except psycopg.OperationalError as problem:
         raise _refused(url, problem) from problem
     except psycopg.ProgrammingError as problem:
-        raise EngineError("external: url can't be understood", why=str(problem).strip()) from problem
+        raise _malformed(str(problem)) from None  # its words may hold the password
+
+
+def _malformed(said: str) -> EngineError:
+    why = said.strip().removeprefix("connection is bad: ")
+    if not why.startswith(("invalid URI query parameter", "invalid integer value", "invalid port number")):
+        why = why.partition(": ")[0]  # what it quotes then is part of the URL
+    return EngineError(
+        "external: url can't be understood",
+        why=why,
+        hint="write postgresql://user:password@host:port/database, and special characters as %XX",
+    )
 
 
 def _refused(url: str, problem: psycopg.OperationalError) -> EngineError:
@@ -138,20 +150,27 @@ def _refused(url: str, problem: psycopg.OperationalError) -> EngineError:
 
     parts = psycopg.conninfo.conninfo_to_dict(url)
     where = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
-    said = str(problem).strip().splitlines()[-1]
-    if "password authentication failed" in str(problem) or "no password supplied" in str(problem):
+    text = str(problem).strip()
+    if re.search("invalid (integer value|port number)", text):
+        return _malformed(text)
+    lines = [line.rpartition(" failed: ")[2] for line in text.splitlines() if " failed: " in line]
+    said = lines[-1] if lines else text.splitlines()[0]
+    if "password authentication failed" in text or "no password supplied" in text:
         return EngineError(
             f"external: {where} refuses the password of {parts.get('user', 'the user')}",
-            why=said,
+            why="no password was given" if "no password supplied" in text else said,
             hint="check user and password in url",
         )
-    if "Connection refused" in str(problem) or "No such file" in str(problem):
+    if re.search("Connection refused|No such file|resolve host|translate host|unreachable|No route|timeout", text):
         return EngineError(
             f"external: no server answers at {where}",
-            why="connection refused",
+            why="connection refused" if "Connection refused" in said else said,
             hint="is it running, and does it listen there?",
         )
-    return EngineError(f"external: {where} refuses the connection", why=said)
+    hint = None
+    if re.search(r"database .* does not exist", said):
+        hint = "name a database in url that is there, such as postgres: ours are made beside it"
+    return EngineError(f"external: {where} refuses the connection", why=said, hint=hint)
 
 
 def _check_rights(connection: psycopg.Connection[Any]) -> None:

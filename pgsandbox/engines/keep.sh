@@ -23,34 +23,38 @@ give_password() {
 [ -z "$PGSANDBOX_VERIFIER" ] || give_password &
 trap 'kill -INT "$server" 2>/dev/null' INT TERM
 
-# Whether a socket of port 5432 is in state $1 in the kernel's own tables: 01 is established, 0A listens.
-is_in_state() {
-    cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | while read -r _ ours _ state _; do
-        case $ours/$state in *:1538/$1) echo yes && break ;; esac
+# An established connection to port 5432 is state 01 of local address …:1538 in the kernel's own table.
+connected() {
+    while read -r _ ours _ state _; do
+        case $ours/$state in *:1538/01) return 0 ;; esac
+    done
+    return 1
+}
+
+# How many connections there have ever been: who came and was killed between two looks counts, too.
+opened() {
+    while read -r kind _ _ _ _ _ passive _; do
+        case $kind/$passive in Tcp:/[0-9]*) echo "$passive" ;; esac
     done
 }
 
-# Seconds that it may be quiet from now on. Whoever waits for a start connects as soon as PostgreSQL listens.
+# Seconds that it may be quiet from now on; while it is held, to be copied, nobody can be connected.
 limit() {
     if [ -r "$grant" ]; then cat "$grant"
-    elif [ -e "$hold" ]; then echo "$first"
-    elif [ -n "$seen" ]; then echo "$idle"
-    elif [ -n "$listens" ]; then echo 10
+    elif [ -n "$seen" ] && [ ! -e "$hold" ]; then echo "$idle"
     else echo "$first"; fi
 }
 
-# Five looks a second until somebody was seen, who may be killed at once; then one a second.
-seen='' listens='' quiet=0 pause=0.2 step=1
+seen='' quiet=0 last=0
 while kill -0 "$server" 2>/dev/null || [ -e "$hold" ]; do
-    if [ -n "$(is_in_state 01)" ]; then
-        seen=yes quiet=0 pause=1 step=5
-    elif [ -z "$listens$seen" ] && [ -n "$(is_in_state 0A)" ]; then
-        listens=yes quiet=0
+    now=$(opened </proc/net/snmp 2>/dev/null)
+    if [ "${now:-0}" != "$last" ] || cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | connected; then
+        seen=yes quiet=0 last=${now:-0}
     else
-        quiet=$((quiet + step))
+        quiet=$((quiet + 1))
         # The container ends with its first process, and everything in it at once; its data is on a tmpfs anyway.
-        [ "$quiet" -le "$(($(limit) * 5))" ] || exit 0
+        [ "$quiet" -le "$(limit)" ] || exit 0
     fi
-    sleep "$pause"
+    sleep 1
 done
 wait "$server"
