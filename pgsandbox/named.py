@@ -194,7 +194,8 @@ def prune() -> tuple[list[str], list[PgsandboxError]]:
     """Remove what is provably ours and dead, containers included; what was removed, and what could not be."""
     removed, trouble = sweep.sweep()
     with contextlib.suppress(EngineError):
-        from pgsandbox.engines.docker import connect, remove_orphans
+        from pgsandbox.engines.daemon import connect
+        from pgsandbox.engines.docker import remove_orphans
 
         with contextlib.closing(connect()) as client:
             removed += remove_orphans(client)

@@ -223,7 +223,7 @@ class Sandbox:
         self._fresh += 1
         worker = f"{self.worker}_{self._fresh}"
         name = self.server.names.database(worker)
-        isolation = self._isolation(name)
+        isolation = self._isolation(name, login.user)
         isolation.create()
         self._databases[worker] = Database(dataclasses.replace(login, name=name), isolation), isolation
         return self._databases[worker][0]
@@ -283,7 +283,7 @@ class Sandbox:
 
     def _make(self, name: str) -> tuple[Database, CloneIsolation]:
         server = self.server
-        isolation = self._isolation(name)
+        isolation = self._isolation(name, name)
         password = scram.new_password()
         if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
             server.drop_database(name)
@@ -293,9 +293,9 @@ class Sandbox:
         isolation.create()
         return Database(Address(server.host, server.port, name, password, name), isolation), isolation
 
-    def _isolation(self, name: str) -> CloneIsolation:
-        server = self.server
-        return CloneIsolation(server, name, template=server.names.template, facts=self._facts, budget=self.budget)
+    def _isolation(self, name: str, login: str) -> CloneIsolation:
+        template_ = self.server.names.template
+        return CloneIsolation(self.server, name, login=login, template=template_, facts=self._facts, budget=self.budget)
 
     # The run ---------------------------------------------------------------------------------------------------------
 

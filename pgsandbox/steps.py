@@ -240,6 +240,8 @@ def hint_for(said: str, context: Context) -> str | None:
         return "install it in the server (a package, or another image), and name it in the setting extensions"
     if "permission denied to create extension" in said:
         return "name it in the setting extensions: those are created by the superuser"
+    if "permission denied to set role" in said:
+        return "before PostgreSQL 16 who makes a role is no member of it: GRANT it TO CURRENT_USER first"
     if re.search(r"permission denied (to|for language)|must be superuser|Only roles with", said):
         if not context.is_ours:
             return "the server is not ours: have its owner do that, once, and leave it out of the migrations"

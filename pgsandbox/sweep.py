@@ -56,10 +56,7 @@ def sweep_run(run_folder: Path) -> None:
 
 def _sweep_server(folder: Path) -> Iterator[str]:
     """Remove one server and its folder, if it has no supervisor and nobody holds it; what it was."""
-    try:
-        spec = read_record(folder / SPEC)
-    except PlaceError:  # damaged: there is no telling what it was
-        spec = None
+    spec = _spec(folder)
     run_folder = folder.parent.parent
     # Before there is a spec, its starter holds the run, the server's folder, or both.
     held_by = [Path(spec["lease"])] if spec else [run_folder, folder]
@@ -78,6 +75,15 @@ def _sweep_server(folder: Path) -> Iterator[str]:
     finally:
         mark.release()
     yield f"{spec['engine'] if spec else 'unfinished'} server {folder.name}"
+
+
+def _spec(folder: Path) -> dict[str, Any] | None:
+    """What the server is; None where it has not been said yet, or so that nobody can tell any more."""
+    with contextlib.suppress(PlaceError, KeyError, TypeError):
+        spec = read_record(folder / SPEC)
+        if spec is not None and spec["lease"] and engines.ward(spec):
+            return spec
+    return None
 
 
 def _remove(spec: dict[str, Any]) -> None:

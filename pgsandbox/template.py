@@ -203,7 +203,7 @@ _LISTS = frozenset(
 
 
 def _items(value: str) -> list[str]:
-    """The names in a list such as `"$user", public, "a ""b"""`."""
+    """The names in a list such as `"$user", public`."""
     found = re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', value)
     return [quoted.replace('""', '"') or bare for quoted, bare in found]
 

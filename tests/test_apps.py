@@ -1,4 +1,4 @@
-"""The sample application, which knows nothing of pgsandbox: green in every way of running it, red on a shared database."""
+"""The sample application, which knows nothing of pgsandbox: green however it is run, red on a shared database."""
 
 from __future__ import annotations
 

@@ -38,8 +38,9 @@ LAYERS = """
     isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left
     server  database                                        a server, a database as its user sees it
     engines.docker  engines.local  engines.external         where a server can run
+    engines.container                                       one container
     engines                                                 what all engines have in common
-    engines.archive  engines.binaries  engines.ready  engines.supervised  engines.topology
+    engines.archive  engines.binaries  engines.daemon  engines.ready  engines.supervised  engines.topology
     run                                                     what the processes of a run agree on
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written
@@ -62,8 +63,8 @@ OUTSIDE = {
     "xdist": set(),
     "click": {"cli"},
     "rich": {"cli"},
-    "docker": {"engines.docker", "engines.topology"},
-    "testcontainers": {"engines.docker", "engines.topology"},
+    "docker": {"engines.container", "engines.daemon", "engines.docker", "engines.topology"},
+    "testcontainers": {"engines.daemon", "engines.topology"},
 }
 """Packages of others that only some modules may know at all, be it for a type."""
 

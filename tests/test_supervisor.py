@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -90,6 +91,15 @@ def data_of(server: Path) -> Path:
     record = read_record(server / supervised.SPEC)
     assert record is not None
     return Path(record["data"])
+
+
+def is_over(data: Path, runtime: Path) -> bool:
+    """Whether nothing is left: no folder, no process, no data."""
+    return not (left_behind(runtime) or data.exists() or working_in(data))
+
+
+def is_idle(folder: Path) -> bool:
+    return not working_in(folder)
 
 
 def working_in(folder: Path) -> list[int]:
@@ -203,7 +213,7 @@ def test_a_killed_supervisor_takes_initdb_along(some_target: Target, runtime: Pa
             for pid in (supervisor, starter.pid):
                 os.kill(pid, signal.SIGKILL)
             starter.wait()
-            assert eventually(lambda: not working_in(data)), "initdb, or a program of its"
+            assert eventually(functools.partial(is_idle, data)), "initdb, or a program of its"
         named.prune()
         assert (data.exists(), left_behind(runtime)) == (False, [])
 
@@ -217,7 +227,7 @@ def test_a_starter_killed_during_initdb_leaves_nothing(some_target: Target, runt
             assert eventually(data.exists)
             starter.kill()
             starter.wait()
-            assert eventually(lambda: not left_behind(runtime) and not data.exists() and not working_in(data))
+            assert eventually(functools.partial(is_over, data, runtime))
 
 
 @pytest.mark.docker

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 class CloneIsolation:
-    """One database that is a clone of its baseline, and can be made so again."""
+    """One database, entered by the role `login`, that is a clone of its baseline, and can be made so again."""
 
-    def __init__(self, server: Server, name: str, *, template: str, facts: Facts, budget: int) -> None:
+    def __init__(self, server: Server, name: str, *, login: str, template: str, facts: Facts, budget: int) -> None:
         self.baseline = template
         self._server = server
         self._name = name
+        self._login = login
         self._facts = facts
         self._budget = budget
         self._numbers = itertools.count(1)
@@ -59,4 +60,4 @@ class CloneIsolation:
 
     def _clone(self, source: str) -> None:
         self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))
-        self._facts.apply(self._server, self._name)
+        self._facts.apply(self._server, self._name, self._login)

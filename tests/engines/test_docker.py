@@ -32,8 +32,7 @@ from machine import (
 from requests import Response
 
 from pgsandbox import Sandbox, places
-from pgsandbox.engines import docker as engine
-from pgsandbox.engines import named
+from pgsandbox.engines import daemon, named
 from pgsandbox.engines.docker import DockerEngine
 from pgsandbox.errors import EngineError
 from pgsandbox.settings import Settings
@@ -375,12 +374,12 @@ def test_a_daemon_that_cannot_publish_where_it_is_reached_is_refused(monkeypatch
 def test_nothing_is_imported_where_there_is_no_sign_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(
-        engine, "Path", lambda path: tmp_path / "none" if path == "/var/run/docker.sock" else Path(path)
+        daemon, "Path", lambda path: tmp_path / "none" if path == "/var/run/docker.sock" else Path(path)
     )
-    monkeypatch.setattr(engine.Path, "home", lambda: tmp_path, raising=False)
-    assert not engine._is_configured()
+    monkeypatch.setattr(daemon.Path, "home", lambda: tmp_path, raising=False)
+    assert not daemon._is_configured()
     (tmp_path / ".docker").mkdir()
     (tmp_path / ".docker/config.json").write_text('{"auths": {}}')
-    assert not engine._is_configured()
+    assert not daemon._is_configured()
     (tmp_path / ".docker/config.json").write_text('{"currentContext": "mine"}')
-    assert engine._is_configured()
+    assert daemon._is_configured()

@@ -27,7 +27,7 @@ from pgsandbox.errors import EngineError
 CODE = """\
 import json, sys
 from pgsandbox import PgsandboxError, Sandbox
-from pgsandbox.engines.docker import connect
+from pgsandbox.engines.daemon import connect
 from pgsandbox.engines.topology import topology
 found = {}
 try:
