@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pgsandbox.engines import Running
 
 _CONNECT_TIMEOUT = 10
+_UNMOVED = "-c role=none -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
+"""What `ALTER DATABASE … SET` in a migration could do to our own connections, undone."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Server:
             return psycopg.conninfo.make_conninfo(running.detail["url"], dbname=database)
         parts: dict[str, Any] = {**libpq.PLAIN, "user": running.user, "port": running.port, "dbname": database}
         parts |= {"host": running.socket} if running.socket else {"host": running.host, "password": running.password}
+        parts["options"] = _UNMOVED
         return psycopg.conninfo.make_conninfo("", **parts)
 
     @property

@@ -235,20 +235,30 @@ def _too_slow(what: str, context: Context, why: str) -> TemplateError:
 
 
 def hint_for(said: str, context: Context) -> str | None:
-    """What to set, where PostgreSQL's own words show that the owner's rights were not enough."""
-    if re.search(r"extension .* is not available|could not open extension", said):
-        return "install it in the server (a package, or another image), and name it in the setting extensions"
-    if "permission denied to create extension" in said:
-        return "name it in the setting extensions: those are created by the superuser"
-    if "permission denied to set role" in said:
-        return "before PostgreSQL 16 who makes a role is no member of it: GRANT it TO CURRENT_USER first"
-    if re.search(r"permission denied (to|for language)|must be superuser|Only roles with", said):
-        if not context.is_ours:
-            return "the server is not ours: have its owner do that, once, and leave it out of the migrations"
-        return "set superuser = true (with scope = worker), or leave what belongs to the whole server out of migrations"
-    if "cannot run inside a transaction block" in said:
-        return "put that statement into a file of its own"
-    return None
+    """What to do, where PostgreSQL's own words show that the owner's rights were not enough."""
+    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, said)), None)
+    if hint is _MORE_RIGHTS and not context.is_ours:
+        return "the server is not ours: have its owner do that, once, and leave it out of the migrations"
+    return hint
+
+
+_MORE_RIGHTS = "set superuser = true (with scope = worker), or leave what belongs to the whole server out of migrations"
+_HINTS = (
+    (
+        r"extension .* is not available|could not open extension",
+        "install it in the server (a package, or another image), and name it in the setting extensions",
+    ),
+    (
+        "permission denied to create extension",
+        "name it in the setting extensions: those are created by the superuser",
+    ),
+    (
+        "permission denied to set role",
+        "before PostgreSQL 16 who makes a role is no member of it: GRANT it TO CURRENT_USER first",
+    ),
+    (r"permission denied (to|for language)|must be superuser|Only roles with", _MORE_RIGHTS),
+    ("cannot run inside a transaction block", "put that statement into a file of its own"),
+)
 
 
 def checked(texts: Sequence[str], root: Path) -> None:

@@ -40,7 +40,8 @@ LAYERS = """
     engines.docker  engines.local  engines.external         where a server can run
     engines.container                                       one container
     engines                                                 what all engines have in common
-    engines.archive  engines.binaries  engines.daemon  engines.ready  engines.supervised  engines.topology
+    engines.archive  engines.binaries  engines.daemon  engines.kernel  engines.ready  engines.supervised
+    engines.topology
     run                                                     what the processes of a run agree on
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written

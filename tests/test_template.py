@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -117,11 +118,9 @@ def test_the_template_is_sealed_frozen_and_analysed(workshop: Workshop) -> None:
     conninfo = workshop.clone(facts)
     assert asked(conninfo, "SELECT reltuples FROM pg_class WHERE relname = 't'") == (1000,)
     assert asked(conninfo, "SELECT count(*) FROM pg_stats WHERE tablename = 't'") == (1,)
-    # Rows that are not frozen would be older than the transaction that froze the table.
-    young = "SELECT age(relfrozenxid) < 10 FROM pg_class WHERE relname = 't'"
-    assert asked(conninfo, young) == (True,)
-    frozen = "SELECT bool_and(age(xmin) = 2147483647 OR xmin::text::int < 3) FROM t"
-    assert asked(conninfo, "SELECT relallvisible = relpages FROM pg_class WHERE relname = 't'") == (True,), frozen
+    # A table whose rows are all frozen is as young as its freezing, and all its pages are known to be visible.
+    frozen = "SELECT age(relfrozenxid) < 20, relallvisible = relpages FROM pg_class WHERE relname = 't'"
+    assert asked(conninfo, frozen) == (True, True)
 
 
 def test_nobody_can_log_in_as_the_one_who_built_it(workshop: Workshop) -> None:
@@ -160,7 +159,8 @@ def test_clones_have_the_databases_settings(workshop: Workshop) -> None:
         + do("ALTER DATABASE %I SET TimeZone = 'Europe/Vienna'")
         + do("ALTER DATABASE %I SET default_transaction_isolation = 'serializable'")
         + do("ALTER DATABASE %I SET default_transaction_read_only = on")
-        + do("ALTER DATABASE %I SET statement_timeout = '1h'")
+        + do("ALTER DATABASE %I SET statement_timeout = '1h'"),
+        superuser=True,  # PostgreSQL asks for that where a setting is nobody's
     )
     conninfo = workshop.clone(facts)
     assert asked(conninfo, "SHOW search_path") == ('"$user", "Odd, ""one""", b, public',)
@@ -188,7 +188,8 @@ def test_settings_of_roles_come_along(workshop: Workshop) -> None:
         + do("ALTER ROLE app IN DATABASE %I SET app.who = 'app here'")
         + do("ALTER ROLE CURRENT_USER IN DATABASE %I SET app.here = 'me here'")
         + "ALTER ROLE CURRENT_USER SET app.everywhere = 'me everywhere';\n"
-        + "ALTER ROLE SESSION_USER SET app.session = 'me again';\n"
+        + "ALTER ROLE SESSION_USER SET app.session = 'me again';\n",
+        superuser=True,
     )
     conninfo = workshop.clone(facts)
     for name, value in (("here", "me here"), ("everywhere", "me everywhere"), ("session", "me again")):
@@ -360,8 +361,12 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[str]:
     for process in processes:
         assert process.stdout is not None
         said.append(process.stdout.readline())
-    for process in processes:
-        said[processes.index(process)] += process.communicate("\n", timeout=60)[0]
+    for number, process in enumerate(processes):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        said[number] += process.stdout.read()
+        process.wait(30)
     return said
 
 
@@ -393,9 +398,8 @@ def test_a_killed_builder_is_taken_over_by_the_next(
     pids = (counted / "runs").read_text().split()
     assert len(pids) == 2
     assert not Path(f"/proc/{pids[0]}").exists()
-    needed = 1 if scope == "session" else 2  # with a server of its own: that, and the seed's, which is stopped
-    assert len(list((runtime / "runs/run/servers").iterdir())) == needed
-    waiting.communicate("\n", timeout=30)
+    assert len(list((runtime / "runs/run/servers").iterdir())) == 1  # the dead builder's has gone
+    assert finish([waiting]) == [""]
     assert waiting.returncode == 0
 
 
@@ -420,4 +424,6 @@ def wait_until(condition: Callable[[], bool], deadline: float = 30) -> None:
 
 def lock_is_waited_for(pid: int) -> bool:
     """Whether the process has opened a lock file of its run."""
-    return any(".lock" in os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    with contextlib.suppress(FileNotFoundError):
+        return any(".lock" in os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return False

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
-from pgsandbox.engines import Choice, Order, Progress, Running, archive, supervised
+from pgsandbox.engines import Choice, Order, Progress, Running, archive, kernel, supervised
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
 
 if TYPE_CHECKING:
@@ -154,16 +154,14 @@ class LocalWard:
 
     def connected(self) -> bool:
         """Whether the kernel knows an established connection to the server, over TCP or its unix socket."""
-        if sys.platform.startswith("linux"):
-            return _established_tcp(self._port) or _established_unix(f"{self._data}/.s.PGSQL.{self._port}")
-        return _backends(self._process.pid if self._process else 0)
+        return kernel.is_connected(self._process.pid if self._process else 0, self._data, self._port)
 
     def remove(self) -> None:
         """End the server at once (nothing in it is worth saving) and remove its data."""
         if self._process is not None:
-            _end(self._process)
+            kernel.end(self._process)
         else:
-            _end_leftover(self._data)
+            kernel.end_leftover(self._data)
         shutil.rmtree(self._data, ignore_errors=True)
 
     def _make_folder(self) -> None:
@@ -293,7 +291,7 @@ class LocalWard:
     def _become(self, on_death: signal.Signals) -> Callable[[], None]:
         """What a child does before it runs postgres: drop root, and ask the kernel to end it with its supervisor."""
         account = self._account
-        libc = _libc()
+        libc = kernel.libc()
         supervisor = os.getpid()
 
         def before_exec() -> None:
@@ -360,82 +358,6 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise ServerError("no free port was found", looked_at=(f"50 ports from {_PORTS.start} to {_PORTS.stop - 1}",))
-
-
-def _libc() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGQUIT)  # immediate shutdown: manual, chapter 18.5
-    try:
-        process.wait(3)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(3)
-
-
-def _end_leftover(data: Path) -> None:
-    """End the server that an earlier supervisor left in `data`, if its own pid file proves that it is that one."""
-    try:
-        lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-        pid, folder = int(lines[0]), lines[1]
-    except (OSError, ValueError, IndexError):
-        return
-    if Path(folder) != data or not _works_in(pid, data):
-        return
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGQUIT)
-    deadline = time.monotonic() + 3
-    while _works_in(pid, data) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if _works_in(pid, data):
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
-
-
-def _works_in(pid: int, data: Path) -> bool:
-    """Whether the process `pid` has `data` as its working folder, as a postmaster has; pids are reused."""
-    if sys.platform.startswith("linux"):
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{pid}/cwd").readlink() == data
-        return False
-    said = subprocess.run(["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return str(data) in said.stdout
-
-
-def _established_tcp(port: int) -> bool:
-    ours = f":{port:04X}"
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError), Path(table).open(encoding="ascii") as lines:
-            for line in lines:
-                _, local, _, state, *_ = line.split()
-                if state == "01" and local.endswith(ours):
-                    return True
-    return False
-
-
-def _established_unix(path: str) -> bool:
-    """Accepted connections carry the path of the socket that they came in through, in state 03 (connected)."""
-    with contextlib.suppress(OSError), Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as lines:
-        return any(line.endswith(f" {path}\n") and line.split()[5] == "03" for line in lines)
-    return False
-
-
-def _backends(postmaster: int) -> bool:
-    """Whether the postmaster has a child that serves a client; its title names user, database and peer."""
-    said = subprocess.run(["/bin/ps", "-A", "-o", "ppid=,command="], capture_output=True, text=True, check=False)
-    children = (line.split(None, 1) for line in said.stdout.splitlines())
-    return any(
-        len(child) == 2 and child[0] == str(postmaster) and ("[local]" in child[1] or "127.0.0.1(" in child[1])
-        for child in children
-    )
 
 
 def _open_log(file: Path) -> int:

@@ -1,0 +1,97 @@
+"""What the operating system knows of a local server: its connections, its process, and how to end that."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def libc() -> Any:
+    """The C library, for what Python has no word for; None where the kernel has no such thing."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a postmaster of our own at once, and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGQUIT)  # immediate shutdown: manual, chapter 18.5
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(3)
+
+
+def end_leftover(data: Path) -> None:
+    """End the server that an earlier supervisor left in `data`, if its own pid file proves that it is that one."""
+    try:
+        lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        pid, folder = int(lines[0]), lines[1]
+    except (OSError, ValueError, IndexError):
+        return
+    if Path(folder) != data or not _works_in(pid, data):
+        return
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGQUIT)
+    deadline = time.monotonic() + 3
+    while _works_in(pid, data) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if _works_in(pid, data):
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def is_connected(postmaster: int, data: Path, port: int) -> bool:
+    """Whether the kernel knows an established connection to the server, over TCP or its unix socket in `data`."""
+    if sys.platform.startswith("linux"):
+        return _established_tcp(port) or _established_unix(f"{data}/.s.PGSQL.{port}")
+    return _backends(postmaster)
+
+
+def _established_tcp(port: int) -> bool:
+    ours = f":{port:04X}"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), Path(table).open(encoding="ascii") as lines:
+            for line in lines:
+                _, local, _, state, *_ = line.split()
+                if state == "01" and local.endswith(ours):
+                    return True
+    return False
+
+
+def _established_unix(path: str) -> bool:
+    """Accepted connections carry the path of the socket that they came in through, in state 03 (connected)."""
+    with contextlib.suppress(OSError), Path("/proc/net/unix").open(encoding="utf-8", errors="replace") as lines:
+        return any(line.endswith(f" {path}\n") and line.split()[5] == "03" for line in lines)
+    return False
+
+
+def _backends(postmaster: int) -> bool:
+    """Whether the postmaster has a child that serves a client; its title names user, database and peer."""
+    said = subprocess.run(["/bin/ps", "-A", "-o", "ppid=,command="], capture_output=True, text=True, check=False)
+    children = (line.split(None, 1) for line in said.stdout.splitlines())
+    return any(
+        len(child) == 2 and child[0] == str(postmaster) and ("[local]" in child[1] or "127.0.0.1(" in child[1])
+        for child in children
+    )
+
+
+def _works_in(pid: int, data: Path) -> bool:
+    """Whether the process `pid` has `data` as its working folder, as a postmaster has; pids are reused."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cwd").readlink() == data
+        return False
+    said = subprocess.run(["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return str(data) in said.stdout
