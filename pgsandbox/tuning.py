@@ -43,7 +43,7 @@ def flags(settings: Settings, *, workers: int) -> dict[str, str]:
         # Checkpoints only where the amount of WAL asks for one: the data may be on a tmpfs.
         "checkpoint_timeout": "1d",
         "max_wal_size": "1GB",
-        "min_wal_size": "80MB",
+        "min_wal_size": "32MB",
     }
     if not settings.durable:
         found |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

@@ -199,11 +199,12 @@ def test_a_dead_container_is_swept_by_prune_and_others_survive(
 @pytest.mark.docker
 def test_a_container_without_a_folder_is_removed_whether_or_not_it_was_ever_started(runtime: Path) -> None:
     """Its supervisor died with all who knew of it, and then the machine's tmpfs was cleared."""
-    labels = [f"pgsandbox.owner={places.home_id()}", "pgsandbox.server=0123456789ab", "pgsandbox.run=dead"]
-    flags = ["--name", "pgsandbox-0123456789ab", "--volume", "/var/lib/postgresql/data"]
+    token = places.new_token()
+    labels = [f"pgsandbox.owner={places.home_id()}", f"pgsandbox.server={token}", "pgsandbox.run=dead"]
+    flags = ["--name", f"pgsandbox-{token}", "--volume", "/var/lib/postgresql/data"]
     container = docker("create", *flags, *(f"--label={label}" for label in labels), image(15))
     volume = docker("inspect", "--format", "{{ range .Mounts }}{{ .Name }}{{ end }}", container)
-    assert named.prune() == (["container pgsandbox-0123456789ab"], [])
+    assert named.prune() == ([f"container pgsandbox-{token}"], [])
     assert container not in containers()
     assert docker("volume", "ls", "--quiet", "--filter", f"name={volume}") == ""
 
@@ -231,7 +232,7 @@ def test_an_engine_that_does_not_answer_keeps_nobody_from_sweeping_the_rest(
 
 @pytest.mark.docker
 def test_the_image_of_a_dead_runs_seed_is_removed(runtime: Path) -> None:
-    token = "0123456789ab"
+    token = places.new_token()
     labels = [f'LABEL pgsandbox.owner="{places.home_id()}"', f'LABEL pgsandbox.server="{token}"']
     container = docker("create", image(15))
     tags = [f"pgsandbox-seed:{token}", "somebodys-own-test-image:1"]

@@ -331,9 +331,8 @@ def start(project: Path) -> Iterator[Start]:
 
     yield begin
     for process in started:
-        if process.poll() is None:
+        with process:
             process.kill()
-        process.communicate()
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_a_server_has_what_it_was_told(where: Target) -> None:
         "shared_buffers": "128MB",
         "checkpoint_timeout": "1d",
         "max_wal_size": "1GB",
-        "min_wal_size": "80MB",
+        "min_wal_size": "32MB",
     }
     assert flags.keys() >= FAST.keys()
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pgsandbox.engines.supervised import Handle
     from pgsandbox.settings import Settings
 
+WAL_SEGMENT = 1
+"""MB of each WAL file in our own clusters: a new cluster has one of them in full, and it is copied at each start."""
+
 Progress = Callable[[str], None]
 """Told, in a few words, what a long step is doing."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from pgsandbox.errors import SeedError, ServerError
 _CHUNK = 1 << 20
 
 
-def pack(data: Path, to: Path) -> dict[str, Any]:
-    """Pack the folder `data` into the file `to`, whole or not at all; `size` in bytes and `crc` (CRC-32) prove it.
+def pack(data: Path, to: Path, *, leave_out: Sequence[str] = ()) -> dict[str, Any]:
+    """Pack the folder `data`, without `leave_out` (`./path`), into the file `to`, whole or not at all.
 
-    Raises PlaceError when the file can't be written, ServerError when the folder can't be read.
+    Its `size` in bytes and `crc` (CRC-32) prove it whole. Raises PlaceError when the file can't be written, ServerError
+    when the folder can't be read.
     """
     fresh = to.with_name(f"{to.name}.{places.new_token()}")
-    command = ["tar", "--create", "--file=-", "--exclude=./postmaster.opts", f"--directory={data}", "."]
+    without = [f"--exclude={name}" for name in ("./postmaster.opts", *leave_out)]
+    command = ["tar", "--create", "--file=-", *without, f"--directory={data}", "."]
     crc = size = 0
     try:
         with fresh.open("xb") as file, _tar(command, stdout=subprocess.PIPE) as tar:

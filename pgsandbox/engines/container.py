@@ -11,7 +11,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places, scram
-from pgsandbox.engines import Choice, Order, Seeding
+from pgsandbox.engines import WAL_SEGMENT, Choice, Order, Seeding
 from pgsandbox.errors import EngineError, NotReadyError, PgsandboxError, SeedError, ServerError
 from pgsandbox.run import write_record
 
@@ -139,6 +139,7 @@ def _parts(
 ) -> dict[str, Any]:
     detail = choice.detail
     major = choice.major or DEFAULT_MAJOR
+    initdb = ["--no-sync", f"--wal-segsize={WAL_SEGMENT}", *(["--no-data-checksums"] if major >= 18 else [])]
     environ = {"PGDATA": detail["data"] if order.seeding is Seeding.NONE else _SEED}
     if order.seed is None:
         environ |= {
@@ -146,7 +147,7 @@ def _parts(
             "POSTGRES_USER": "postgres",
             "POSTGRES_DB": "postgres",
             "POSTGRES_HOST_AUTH_METHOD": "scram-sha-256",  # whatever the image says
-            "POSTGRES_INITDB_ARGS": "--no-sync" + (" --no-data-checksums" if major >= 18 else ""),
+            "POSTGRES_INITDB_ARGS": " ".join(initdb),
         }
     else:  # nobody knows a password for the cluster yet; keep.sh sets this one, of which a verifier gives nothing away
         environ["PGSANDBOX_VERIFIER"] = scram.verifier(password)

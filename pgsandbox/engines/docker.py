@@ -160,7 +160,7 @@ class DockerEngine:
     def grant(self, running: Running, seconds: float) -> None:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
         supervised.grant(Path(running.folder), seconds)
-        command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}"]
+        command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}.new && mv {_GRANT}.new {_GRANT}"]
         with contextlib.closing(daemon.connect()) as client:
             client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
 
@@ -171,6 +171,9 @@ pid=$(head -n 1 "$PGDATA/postmaster.pid")
 kill -INT "$pid"
 while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 [ -e "$PGDATA/postmaster.pid" ] || echo clean
+# Of the WAL, a stopped cluster needs the file that its last checkpoint is in.
+wal=$(pg_controldata "$PGDATA" | sed -n 's/.*REDO WAL file: *//p')
+[ -z "$wal" ] || find "$PGDATA/pg_wal" -maxdepth 1 -type f ! -name "$wal" -exec rm {} +
 """
 
 

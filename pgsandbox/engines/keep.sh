@@ -47,14 +47,14 @@ limit() {
 
 seen='' quiet=0 last=0
 while kill -0 "$server" 2>/dev/null || [ -e "$hold" ]; do
-    now=$(opened </proc/net/snmp 2>/dev/null)
-    if [ "${now:-0}" != "$last" ] || cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | connected; then
+    now=$(opened 2>/dev/null </proc/net/snmp)
+    if [ "${now:-0}" != "$last" ] || connected </proc/net/tcp || connected </proc/net/tcp6; then
         seen=yes quiet=0 last=${now:-0}
     else
-        quiet=$((quiet + 1))
+        quiet=$((quiet + 1)) # half seconds
         # The container ends with its first process, and everything in it at once; its data is on a tmpfs anyway.
-        [ "$quiet" -le "$(limit)" ] || exit 0
-    fi
-    sleep 1
+        [ "$quiet" -le "$(($(limit) * 2))" ] || exit 0
+    fi 2>/dev/null # there may be no IPv6
+    sleep 0.5
 done
 wait "$server"

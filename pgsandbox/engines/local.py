@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import random
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
-from pgsandbox.engines import Choice, Order, Progress, Running, archive, kernel, supervised
+from pgsandbox.engines import WAL_SEGMENT, Choice, Order, Progress, Running, archive, kernel, supervised
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
 
 if TYPE_CHECKING:
@@ -150,7 +151,18 @@ class LocalWard:
             raise NotReadyError("PostgreSQL did not stop in time", hint="raise the setting timeout") from None
         if code != 0:
             raise _failed("PostgreSQL did not stop cleanly", _tail(self._folder / _LOG, 8), self._data)
-        return archive.pack(self._data, to)
+        return archive.pack(self._data, to, leave_out=self._needless_wal())
+
+    def _needless_wal(self) -> list[str]:
+        """WAL files that a stopped cluster does not need: all but the one that its last checkpoint is in."""
+        said = subprocess.run(
+            [self._binaries / "pg_controldata", self._data], capture_output=True, text=True, check=False
+        ).stdout
+        needed = re.search(r"REDO WAL file:\s+([0-9A-F]{24})", said)
+        if needed is None:
+            return []
+        wal = (file.name for file in (self._data / "pg_wal").iterdir() if file.is_file())
+        return [f"./pg_wal/{name}" for name in wal if name != needed[1]]
 
     def connected(self) -> bool:
         """Whether the kernel knows an established connection to the server, over TCP or its unix socket."""
@@ -184,6 +196,7 @@ class LocalWard:
             "--auth-host=scram-sha-256",
             "--no-sync",
             "--no-instructions",
+            f"--wal-segsize={WAL_SEGMENT}",
             *(["--no-data-checksums"] if self._major >= 18 else []),
         ]
         self._run(command)
