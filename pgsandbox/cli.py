@@ -199,14 +199,14 @@ def up(name: str | None, as_json: bool, as_env: bool, **given: Any) -> None:
     if as_json and as_env:
         raise click.UsageError("--json and --env exclude each other")
     settings = _settings(given)
+    misleading = libpq.put_aside(os.environ)
     with _narration() as progress:
         found = named.up(name, settings, progress)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     elif as_env:
-        for key in libpq.MISLEADING:
-            if key in os.environ:
-                click.echo(f"unset {key}")
+        for key in misleading:
+            click.echo(f"unset {key}")
         for key, value in (found.env | dict.fromkeys(settings.env, found.url)).items():
             click.echo(f"export {key}={shlex.quote(value)}")
     else:
@@ -329,6 +329,7 @@ def run(command: tuple[str, ...], **given: Any) -> int:
 
     settings = _settings(given)
     shell.check_program(command[0])
+    libpq.put_aside(os.environ)
     with contextlib.ExitStack() as stack:
         with _narration() as progress:
             sandbox = stack.enter_context(named.sandbox_for_command(settings, progress))
@@ -372,9 +373,10 @@ def doctor(as_json: bool, **given: Any) -> int:
     pgsandbox doctor
     pgsandbox doctor --engine docker --version 16
     """
-    from pgsandbox import named
+    from pgsandbox import libpq, named
 
     settings = _settings(given)
+    libpq.put_aside(os.environ)
     with _narration() as progress:
         report = named.diagnose(settings, progress)
     if as_json:

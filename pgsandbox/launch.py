@@ -10,7 +10,7 @@ from pgsandbox import engines, lease, places, template, tuning
 from pgsandbox.cache import Cache, Entry, Fingerprint
 from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
 from pgsandbox.errors import PgsandboxError, PlaceError, SeedError
-from pgsandbox.run import Run, write_record
+from pgsandbox.run import Run, entries, write_record
 from pgsandbox.server import Server
 from pgsandbox.template import Facts
 
@@ -209,7 +209,7 @@ class Launcher:
 
     def _end_unfinished(self) -> None:
         """End what a builder that died has left, at a time when nobody can have a server of the run yet."""
-        supervised.end(*(self._run.folder / "servers").glob("*"), timeout=_END_TIMEOUT)
+        supervised.end(*entries(self._run.folder / "servers"), timeout=_END_TIMEOUT)
 
     def _build(self, server: Server) -> Facts:
         return template.build(server, self._settings, self._root, self._progress)

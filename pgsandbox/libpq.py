@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 MISLEADING = (
@@ -29,6 +29,11 @@ PLAIN: Mapping[str, Any] = {
     "target_session_attrs": "any",
 }
 """Connection parameters that say what those variables would change, for connections of our own process."""
+
+
+def put_aside(environ: MutableMapping[str, str]) -> list[str]:
+    """Unset what would mislead connections of our own; the names of what was set."""
+    return [name for name in MISLEADING if environ.pop(name, None) is not None]
 
 
 def environment(env: Mapping[str, str], base: Mapping[str, str]) -> dict[str, str]:

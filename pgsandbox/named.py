@@ -19,7 +19,7 @@ from pgsandbox.database import Address
 from pgsandbox.engines import Running, supervised
 from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, PlaceError, ServerError, UsageError
 from pgsandbox.launch import RUNNING
-from pgsandbox.run import Run, all_runs, damaged, folder_of, read_record, write_record
+from pgsandbox.run import Run, all_runs, damaged, entries, folder_of, read_record, write_record
 from pgsandbox.sandbox import NAMED, Sandbox
 from pgsandbox.settings import SETTINGS, Settings, show_duration
 
@@ -137,7 +137,8 @@ def listing() -> tuple[list[Named], list[PgsandboxError]]:
     """All of this user whose servers live, by project and name; and for each damaged record an error."""
     found: list[Named] = []
     damaged: list[PgsandboxError] = []
-    for file in all_runs().glob(f"*/{NAMED}*.json"):
+    files = [file for folder in entries(all_runs()) for file in entries(folder)]
+    for file in (file for file in files if file.name.startswith(NAMED) and file.suffix == ".json"):
         try:
             one = _named(file)
         except PgsandboxError as problem:
@@ -228,10 +229,10 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
 
 def _forget_failures(run: Run) -> None:
     """Begin again: what an earlier start that failed or was killed wrote down no longer counts."""
-    for folder in (run.folder / "servers").glob("*"):
-        supervised.end(folder, timeout=_END_TIMEOUT)
-    for record in run.folder.glob("*.json"):
-        record.unlink(missing_ok=True)
+    supervised.end(*entries(run.folder / "servers"), timeout=_END_TIMEOUT)
+    for file in entries(run.folder):
+        if file.suffix == ".json":
+            file.unlink(missing_ok=True)
 
 
 def _read(folder: Path, name: str) -> Named | None:

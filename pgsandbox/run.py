@@ -26,7 +26,7 @@ class Run:
     def leave(self) -> None:
         """Give up this process's hold; the folder goes with the last one."""
         self._lease.release()
-        if not any((self.folder / "servers").glob("*")):
+        if not entries(self.folder / "servers"):
             lease.remove_if_dead(self.folder)
 
     @contextlib.contextmanager
@@ -68,6 +68,14 @@ def folder_of(id_: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}", id_):
         raise UsageError(f"{id_!r} can't name a run", hint="use up to 80 letters, digits, and . _ - inside")
     return all_runs() / id_
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in `folder`: nothing, if it is gone. `glob` would stumble over folders that others remove meanwhile."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def all_runs() -> Path:

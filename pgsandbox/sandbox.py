@@ -16,7 +16,7 @@ from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.isolation.clone import CloneIsolation
 from pgsandbox.launch import Launcher, patience
-from pgsandbox.run import Run, folder_of
+from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Sandbox:
 
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
-        servers = (folder_of(self._run_id) / "servers").glob("*")
+        servers = entries(folder_of(self._run_id) / "servers")
         left = supervised.end(
             *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()), timeout=_END_TIMEOUT
         )

@@ -12,7 +12,7 @@ from typing import Any
 from pgsandbox import engines, lease
 from pgsandbox.engines.supervised import SPEC
 from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
-from pgsandbox.run import all_runs, read_record
+from pgsandbox.run import all_runs, entries, read_record
 
 _POLL = 0.1
 
@@ -98,4 +98,4 @@ def _remove(spec: dict[str, Any]) -> None:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return [folder for folder in parent.glob("*") if folder.is_dir()]
+    return [folder for folder in entries(parent) if folder.is_dir()]

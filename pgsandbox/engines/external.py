@@ -149,6 +149,8 @@ def _refused(url: str, problem: psycopg.OperationalError) -> EngineError:
     import psycopg
 
     parts = psycopg.conninfo.conninfo_to_dict(url)
+    if not re.fullmatch("[0-9,]*", str(parts.get("port", ""))):
+        return _malformed("the port is not a number")  # but perhaps a part of the password
     where = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}"
     text = str(problem).strip()
     if re.search("invalid (integer value|port number)", text):

@@ -269,7 +269,8 @@ def test_another_version_than_asked_for_is_refused(server: Somebodys) -> None:
     ("url", "why"),
     [
         ("postgresql://dev:se%zzcret@127.0.0.1:1/shop", "invalid percent-encoded token"),
-        ("postgresql://dev:secret@127.0.0.1:x/shop", 'invalid integer value "x" for connection option "port"'),
+        ("postgresql://dev:secret@127.0.0.1:x/shop", "the port is not a number"),
+        ("postgresql://dev:secret/x@127.0.0.1:1/shop", "the port is not a number"),
         ("postgresql://dev:secret@127.0.0.1:1/shop?nonsense=1", 'invalid URI query parameter: "nonsense"'),
     ],
 )
