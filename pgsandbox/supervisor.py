@@ -131,7 +131,7 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> N
             last_held = now
         elif now - last_held > max(granted, _LINGER):
             return
-        signals.wait(_POLL)
+        signals.wait(max(_POLL, min(1.0, granted / 10)))
 
 
 def _bake(ward: engines.Ward, folder: Path) -> None:

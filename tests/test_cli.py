@@ -706,7 +706,11 @@ def test_bash_completes_commands_flags_and_names(project: Path, cli: Cli, on_pat
     cli("up", "shop")
     script = """
         eval "$(pgsandbox completion bash)"
-        try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _pgsandbox_completion "$1"; echo "${COMPREPLY[@]}"; }
+        try() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+            _pgsandbox_completion "$1"
+            echo "${COMPREPLY[@]}"
+        }
         try pgsandbox do
         try pgsandbox url s
         try pgsandbox up --tt

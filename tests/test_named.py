@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -21,7 +21,9 @@ from conftest import Target, left_behind
 from pgsandbox import Sandbox, named, sources
 from pgsandbox.engines import supervised
 from pgsandbox.errors import NoSuchSandboxError, UsageError
-from pgsandbox.settings import Settings
+
+if TYPE_CHECKING:
+    from pgsandbox.settings import Settings
 
 # Starts a sandbox and is killed, or kills itself, on the way.
 UP = """\
@@ -157,7 +159,7 @@ def test_a_start_that_is_killed_anywhere_leaves_nothing_or_all_of_it(
     """What stays can be found by its name, used and ended."""
     for number in range(6):
         with child(UP, json.dumps(some_target.settings), "lives") as process:
-            eventually(lambda: process.poll() is not None, timeout=random.uniform(0.05, 0.15 * (number + 1)))  # noqa: B023
+            eventually(lambda: process.poll() is not None, timeout=random.uniform(0.05, 0.15 * (number + 1)))
             process.kill()
             process.wait()
         deadline = time.monotonic() + 5

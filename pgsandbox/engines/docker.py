@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pgsandbox import lease, places, scram
 from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, container, daemon, ready, supervised
 from pgsandbox.engines.container import LABEL_OWNER, LABEL_SERVER
-from pgsandbox.engines.topology import topology
+from pgsandbox.engines.topology import Topology, topology
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
 from pgsandbox.run import all_runs, read_record, write_record
 
@@ -83,7 +83,7 @@ class DockerEngine:
             password = scram.new_password()
             id_, output = container.start(client, name=name, choice=choice, order=order, password=password, where=where)
             stack.callback(output.close)
-            host, port = where.address(client, id_)
+            host, port = _address(client, id_, where, output, choice)
             password, version = ready.wait_and_rekey(
                 host=host,
                 port=port,
@@ -175,6 +175,22 @@ while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 wal=$(pg_controldata "$PGDATA" | sed -n 's/.*REDO WAL file: *//p')
 [ -z "$wal" ] || find "$PGDATA/pg_wal" -maxdepth 1 -type f ! -name "$wal" -exec rm {} +
 """
+
+
+def _address(
+    client: docker.DockerClient, id_: str, where: Topology, output: container.Output, choice: Choice
+) -> tuple[str, int]:
+    """Where the container is reached. One that has ended has no address, or is not even there: then, why it ended."""
+    import docker
+
+    try:
+        return where.address(client, id_)
+    except (EngineError, docker.errors.NotFound) as problem:
+        output.ended.wait(_IN_FLIGHT)
+        error = container.died(output, choice, "its port")
+        if error is None:
+            raise
+        raise error from problem
 
 
 class DockerWard:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -116,6 +118,55 @@ def test_a_killed_worker_takes_only_what_was_its_own(start: Start, runtime: Path
     run.go_on()
     assert (run.wait(), "1 failed, 3 passed" in run.output) == (1, True), run.output
     Watch(runtime, [run]).wait_until_clean()
+
+
+@pytest.mark.parametrize(
+    "on", [pytest.param(LOCAL, id="local"), pytest.param(DOCKER, id="docker", marks=pytest.mark.docker)]
+)
+def test_a_run_that_is_stopped_for_three_seconds_goes_on_with_its_server(
+    start: Start, runtime: Path, on: Target
+) -> None:
+    """Nothing has to say now and then that it is alive, so that nothing can be too late."""
+    run = start(on, "session", stop_at="first-test")
+    run.wait_for("first-test", workers=2)
+    stopped = [run.process.pid, *run.workers()]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(time.monotonic() + 3)
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    run.go_on()
+    assert (run.wait(), "4 passed" in run.output) == (0, True), run.output
+    Watch(runtime, [run]).wait_until_clean()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("numbers", "codes"),
+    [
+        ([signal.SIGINT], {2}),
+        ([signal.SIGINT, signal.SIGINT], {2, -signal.SIGINT}),
+        ([signal.SIGTERM], {-signal.SIGTERM}),
+    ],
+    ids=["int", "int-int", "term"],
+)
+def test_an_interrupted_run_leaves_nothing(
+    start: Start, runtime: Path, workers: int, numbers: list[signal.Signals], codes: set[int]
+) -> None:
+    """Ctrl-C reaches all of the process group, and a second one may hit pytest where it is no longer ready for it;
+    whoever sends SIGTERM mostly means the controller."""
+    run = start(LOCAL, "session", stop_at="mid-test", workers=workers)
+    run.wait_for("mid-test")
+    watch = Watch(runtime, [run])
+    for number in numbers:
+        if number == signal.SIGINT:
+            os.killpg(run.process.pid, number)
+        else:
+            kill(run.process.pid, number)
+        wait_until(time.monotonic() + 0.1)
+    assert run.wait() in codes, run.output
+    run.killed_at = time.monotonic()
+    watch.wait_until_clean()
 
 
 def wait_until(moment: float) -> None:
