@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _POLL = 0.2
+_GRANTED_POLL = 2.0  # to look at the kernel's table of connections takes milliseconds
 _LINGER = 0.6
 
 
@@ -131,7 +132,7 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> N
             last_held = now
         elif now - last_held > max(granted, _LINGER):
             return
-        signals.wait(max(_POLL, min(1.0, granted / 10)))
+        signals.wait(max(_POLL, min(_GRANTED_POLL, granted / 10)))
 
 
 def _bake(ward: engines.Ward, folder: Path) -> None:
