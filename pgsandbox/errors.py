@@ -9,7 +9,8 @@ PgsandboxError                1   something failed
 ├── ServerError               1   the server died, refused, or may not do what is needed
 │   └── SeedError             1   a kept template is damaged; it is built anew
 ├── PlaceError                1   a folder of ours can't be used
-├── TemplateError             1   an init step failed
+├── TemplateError             1   the template can't be built
+│   └── StepError             1   an init step failed; `why` is what it said itself
 └── ProgramError            126   the command given to `run` may not be run (the shell's codes)
     └── NoSuchProgramError  127   there is no such command
 """
@@ -105,7 +106,15 @@ class PlaceError(PgsandboxError):
 
 
 class TemplateError(PgsandboxError):
-    """An init step failed."""
+    """The template can't be built."""
+
+
+class StepError(TemplateError):
+    """An init step failed; `why` is what the step itself said, which may be long."""
+
+    def brief(self) -> StepError:
+        """The same, for all but one of the places where it is to be seen."""
+        return StepError(self.message, hint="what it said is at the end, under pgsandbox")
 
 
 class ProgramError(PgsandboxError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgsandbox.errors import PgsandboxError, UsageError
+from pgsandbox.errors import PgsandboxError, StepError, UsageError
 from pgsandbox.libpq import MISLEADING
 from pgsandbox.settings import masked
 
@@ -81,6 +81,8 @@ def new_identity(worker: str, workers: int = 1) -> Identity:
 class Notes:
     """What the summary says: collected here, by workers sent to the controller."""
 
+    failed: list[str] = field(default_factory=list)
+    """What a failing init step said, in full: every test says that it failed, and this is said once."""
     kept: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
@@ -93,6 +95,7 @@ class Notes:
     def lines(self) -> list[str]:
         """All of it, a line each."""
         return [
+            *dict.fromkeys(self.failed),
             *(f"leaked: {line}" for line in self.leaked),
             *(f"kept: {line}" for line in self.kept),
             *(f"trouble: {line}" for line in self.trouble),
@@ -166,6 +169,10 @@ class Session:
             raise self._failure
         try:
             return self.sandbox.database()
+        except StepError as problem:
+            self.notes.failed.append(str(problem))
+            self._failure = problem.brief()
+            raise self._failure from None
         except PgsandboxError as problem:
             self._failure = problem
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pgsandbox import command
-from pgsandbox.errors import PgsandboxError, TemplateError
+from pgsandbox.errors import PgsandboxError, StepError, TemplateError
 
 if TYPE_CHECKING:
     import psycopg
@@ -34,7 +34,7 @@ class Step(Protocol):
         ...
 
     def run(self, database: Database, context: Context) -> None:
-        """Do it; raises TemplateError with the step's own output."""
+        """Do it; raises StepError with the step's own output."""
         ...
 
 
@@ -108,7 +108,7 @@ class SqlStep:
     file: Path
 
     def run(self, database: Database, context: Context) -> None:
-        """Run the file's statements as the owner; raises TemplateError with the line of the mistake."""
+        """Run the file's statements as the owner; raises StepError with the line of the mistake."""
         try:
             source = self.file.read_text(encoding="utf-8-sig")  # with or without the mark that some editors write
         except UnicodeDecodeError as problem:
@@ -153,7 +153,7 @@ class SqlStep:
         environ = {**context.environ, "PGCLIENTENCODING": "UTF8"}
         _run_program(self.text, words, replace(context, environ=environ))
 
-    def _failed(self, source: str, problem: psycopg.Error, context: Context) -> TemplateError:
+    def _failed(self, source: str, problem: psycopg.Error, context: Context) -> StepError:
         said = problem.diag.message_primary or str(problem).strip()
         where = ""
         if problem.diag.statement_position:
@@ -161,7 +161,7 @@ class SqlStep:
             line = before.count("\n") + 1
             text = source.split("\n")[line - 1].strip()
             where = f" at line {line}: {text[:120]}"
-        return TemplateError(
+        return StepError(
             f"init file {self._name} failed{where}",
             why="\n".join(filter(None, [said, problem.diag.message_detail, problem.diag.context])),
             hint=hint_for(f"{problem.sqlstate} {said}", context) or problem.diag.message_hint,
@@ -177,7 +177,7 @@ class PythonStep:
     function: str
 
     def run(self, database: Database, context: Context) -> None:
-        """Call the function; raises TemplateError with the end of its traceback."""
+        """Call the function; raises StepError with the end of its traceback."""
         path = [str(context.root), *(p for p in sys.path if p)]
         words = (sys.executable, "-c", _CALL, self.module, self.function)
         environ = {**context.environ, "PYTHONPATH": os.pathsep.join(path)}
@@ -209,7 +209,7 @@ class CommandStep:
     words: tuple[str, ...]
 
     def run(self, database: Database, context: Context) -> None:
-        """Run the program; raises TemplateError with its last lines."""
+        """Run the program; raises StepError with its last lines."""
         _run_program(self.text, self.words, context)
 
 
@@ -219,15 +219,15 @@ def _run_program(text: str, words: Sequence[str], context: Context) -> None:
         return
     if outcome.exit_code is None:
         raise _too_slow(f"init step {text!r}", context, outcome.output or "it printed nothing")
-    raise TemplateError(
+    raise StepError(
         f"init step {text!r} failed with exit code {outcome.exit_code}",
         why=outcome.output or "it printed nothing",
         hint=_NOT_FOUND if outcome.exit_code == command.NOT_FOUND else hint_for(outcome.output, context),
     )
 
 
-def _too_slow(what: str, context: Context, why: str) -> TemplateError:
-    return TemplateError(
+def _too_slow(what: str, context: Context, why: str) -> StepError:
+    return StepError(
         f"{what} was not done within {context.timeout:g}s, and was ended",
         why=why,
         hint="raise the setting timeout, or look at what it waits for",
@@ -268,4 +268,4 @@ def checked(texts: Sequence[str], root: Path) -> None:
 
 def translate(problem: Any, text: str) -> PgsandboxError:
     """Any other failure of a step, in words."""
-    return TemplateError(f"init step {text!r} failed", why=f"{type(problem).__name__}: {problem}")
+    return StepError(f"init step {text!r} failed", why=f"{type(problem).__name__}: {problem}")

@@ -79,7 +79,7 @@ class Facts:
 def build(server: Server, settings: Settings, root: Path, progress: Progress) -> Facts:
     """Build and seal the template in `server`, replacing one that a dead builder left; what clones must be given.
 
-    Raises TemplateError with the failing step's own output.
+    Raises TemplateError, for a failing step with its own output (StepError).
     """
     plan = steps.parse(settings.init, root)
     _start_afresh(server)
