@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
-from pgsandbox.errors import EngineError, ServerError
+from pgsandbox.errors import EngineError, PgsandboxError, ServerError
 
 if TYPE_CHECKING:
     import psycopg
@@ -87,8 +88,7 @@ class ExternalWard:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._url: str = spec["url"]
-        self._prefix = f"pgsandbox_{spec['token']}_"
-        self._folder = Path(spec["folder"])
+        self._pattern = rf"pgsandbox\_{spec['token']}\_%"
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Nothing to start."""
@@ -102,7 +102,12 @@ class ExternalWard:
         raise ServerError("a server that is not ours can't be copied")
 
     def connected(self) -> bool:
-        """False: only leases count."""
+        """Whether anybody is connected to a database of this run; not, where the server does not answer."""
+        import psycopg
+
+        with contextlib.suppress(PgsandboxError, psycopg.Error), _connect(self._url) as connection:
+            found = connection.execute("SELECT 1 FROM pg_stat_activity WHERE datname LIKE %s LIMIT 1", [self._pattern])
+            return found.fetchone() is not None
         return False
 
     def remove(self) -> None:
@@ -110,13 +115,12 @@ class ExternalWard:
         from psycopg import sql
 
         with _connect(self._url) as connection:
-            pattern = self._prefix.replace("_", r"\_") + "%"
             for (name,) in connection.execute(
-                "SELECT datname FROM pg_database WHERE datname LIKE %s", [pattern]
+                "SELECT datname FROM pg_database WHERE datname LIKE %s", [self._pattern]
             ).fetchall():
                 connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
             roles = connection.execute(
-                "SELECT rolname FROM pg_roles WHERE rolname LIKE %s ORDER BY rolcanlogin DESC", [pattern]
+                "SELECT rolname FROM pg_roles WHERE rolname LIKE %s ORDER BY rolcanlogin DESC", [self._pattern]
             ).fetchall()
             for (name,) in roles:
                 connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))

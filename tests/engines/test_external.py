@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from machine import command_lines, running
 
+from pgsandbox.engines.external import ExternalWard
 from pgsandbox.errors import EngineError, ServerError, UsageError
 
 if TYPE_CHECKING:
@@ -167,6 +168,17 @@ def test_a_worker_is_held_to_its_budget_there(server: Somebodys) -> None:
         with database.connect(), database.connect(), full:
             database.connect()
     server.wait_until_clean()
+
+
+def test_somebody_who_is_connected_there_is_seen(server: Somebodys) -> None:
+    """What is made there by `up` lives on while somebody uses it."""
+    with running(url=server.url("dev")) as sandbox:
+        database = sandbox.database()
+        ward = ExternalWard({"url": server.url("dev"), "token": sandbox.server.running.token})
+        sandbox.server.disconnect(database.name)
+        assert not ward.connected()
+        with database.connect():
+            assert ward.connected()
 
 
 def test_a_budget_that_does_not_fit_is_lowered_to_what_does(server: Somebodys) -> None:
