@@ -60,7 +60,7 @@ def fingerprint(settings: Settings, choice: Choice, root: Path) -> Fingerprint:
     A step that runs somebody's program may read anything: unless the setting watch says what, it can't be known.
     """
     plan = steps.parse(settings.init, root)
-    programs = [step.text for step in plan if not isinstance(step, steps.SqlStep)]
+    programs = [step.text for step in plan if step.reads_more]
     watched = [file for pattern in settings.watch for file in _matching(root, pattern)]
     if choice.engine == "external":
         return Fingerprint(None, "the server is not ours")

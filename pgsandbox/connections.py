@@ -42,8 +42,8 @@ def holders(server: Server, role: str) -> str | None:
         return None
     rows = server.execute(
         """
-        SELECT pid, state, now() - state_change, application_name, left(query, 80) FROM pg_stat_activity
-        WHERE usename = %s ORDER BY state_change
+        SELECT pid, state, now() - coalesce(state_change, backend_start), application_name, left(query, 80)
+        FROM pg_stat_activity WHERE usename = %s ORDER BY state_change
         """,
         [role],
     )

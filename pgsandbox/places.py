@@ -36,7 +36,7 @@ def data_folder(token: str) -> Path:
 
     It is not below `runtime_root`, since the user that postgres runs as may not enter that. Not created here.
     """
-    roomy = _is_usable(_SHARED_MEMORY) and _free(_SHARED_MEMORY) >= _ROOM_FOR_A_SERVER
+    roomy = _is_usable(_SHARED_MEMORY) and has_room(_SHARED_MEMORY)
     parent = _SHARED_MEMORY if roomy else _temporary()
     return parent / f"pgsandbox-data-{token}"
 
@@ -124,6 +124,12 @@ def unusable(folder: Path, problem: OSError, *, hint: str | None = None) -> Plac
     return PlaceError(f"{folder} can't be written", why=why, hint=remedy)
 
 
+def has_room(folder: Path) -> bool:
+    """Whether the file system of `folder` has room for a server's data, and some more."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize >= _ROOM_FOR_A_SERVER
+
+
 def new_token() -> str:
     """Twelve random hexadecimal digits: a name that nobody can plant a file under."""
     return secrets.token_hex(6)
@@ -151,8 +157,3 @@ def _temporary() -> Path:
 
 def _is_usable(folder: Path) -> bool:
     return sys.platform.startswith("linux") and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
-def _free(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pgsandbox.errors import PgsandboxError, UsageError
+from pgsandbox.errors import PgsandboxError, PlaceError, UsageError
 from pgsandbox.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("tx", None):
         session.announce(_workers(config))
         if is_wanted:
-            session.prepare_in_background()
+            with _as_usage_error():
+                session.prepare_in_background()
     else:  # xdist looked at its options, and starts no worker
         session.become_main()
         if is_wanted:
@@ -218,7 +219,7 @@ def _narrator(config: pytest.Config, *, is_quiet: bool) -> Callable[[str], None]
 def _as_usage_error() -> Iterator[None]:
     try:
         yield
-    except UsageError as problem:
+    except (UsageError, PlaceError) as problem:
         raise pytest.UsageError(str(problem)) from None
 
 
@@ -230,6 +231,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     Not `tryfirst`: that is where tests are skipped, and a skipped test needs no database.
     """
+    with _in_words():
+        session_of(item.config).check_environment()
     if _wants_database(item) and not item.config.option.setupplan:
         with _in_words():
             _begin_test(item)
@@ -261,7 +264,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 _URL_FIXTURES = frozenset({"pgsandbox", "pgsandbox_url"})
-_FIXTURES = _URL_FIXTURES | {"pgsandbox_connection"}
+_FIXTURES = _URL_FIXTURES | {"pgsandbox_connection", "pgsandbox_worker"}
 
 
 def _wants_database(item: pytest.Item) -> bool:

@@ -205,11 +205,13 @@ class Sandbox:
     def database(self, name: str | None = None) -> Database:
         """The database of the worker `name` (this one's), a clone of the template, made when first asked for.
 
-        `name` has letters, digits and underscores, and 40 characters at most. Raises PgsandboxError.
+        `name` has letters, digits and underscores, and 30 characters at most. Raises PgsandboxError.
         """
         worker = self.worker if name is None else name
-        if not re.fullmatch(r"[A-Za-z0-9_]{1,40}", worker):
-            raise UsageError(f"{worker!r} can't name a database", hint="use up to 40 letters, digits and underscores")
+        if worker in ("owner", "builder", "template"):
+            raise UsageError(f"{worker!r} can't name a database", why="pgsandbox itself uses that name")
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,30}", worker):
+            raise UsageError(f"{worker!r} can't name a database", hint="use up to 30 letters, digits and underscores")
         if worker not in self._databases:
             self._databases[worker] = self._make(self.server.names.database(worker))
         return self._databases[worker][0]

@@ -59,6 +59,9 @@ class Server:
         self.names = Names() if running.engine != "external" else Names(f"pgsandbox_{running.token}")
         self._admin: psycopg.Connection[tuple[Any, ...]] | None = None
 
+    def __repr__(self) -> str:
+        return f"<Server PostgreSQL {self.version} ({self.engine}) at {self.address}>"
+
     @property
     def host(self) -> str:
         """The address that applications connect to."""
@@ -68,6 +71,11 @@ class Server:
     def port(self) -> int:
         """Its TCP port."""
         return self.running.port
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return f"{self.host}:{self.port}"
 
     @property
     def version(self) -> str:
@@ -230,12 +238,17 @@ class Server:
 
         First by ourselves: where DROP DATABASE has to end somebody it sleeps for 100 ms before it looks again.
         """
+        self._roll_back_prepared(name)
         self.disconnect(name)
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def rename_database(self, name: str, new: str) -> None:
-        """Rename a database that nobody is connected to."""
-        self.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(new)))
+    def _roll_back_prepared(self, database: str) -> None:
+        """Roll back what was prepared in `database`: with that, it could be neither dropped nor copied."""
+        if self.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [database]):
+            with self.inside(database) as connection:
+                prepared = connection.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
+                for (gid,) in prepared.fetchall():
+                    connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
 
     def allow_connections(self, name: str, allowed: bool) -> None:
         """Whether anybody may connect to the database `name`."""
@@ -250,12 +263,16 @@ class Server:
         end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
         ended = len(self.execute(end, [database]))
         deadline = time.monotonic() + timeout
+        again = time.monotonic() + 0.1
         while left := self.execute("SELECT pid, state, query FROM pg_stat_activity WHERE datname = %s", [database]):
             if time.monotonic() > deadline:
                 raise NotReadyError(
                     f"{len(left)} connections to {database} did not end within {timeout:g}s",
                     why="; ".join(f"pid {pid} is {state}: {query[:80]}" for pid, state, query in left),
                 )
+            if time.monotonic() > again:  # somebody reconnects as soon as it is cut off
+                again = time.monotonic() + 0.1
+                self.execute(end, [database])
             time.sleep(0.002)
         return ended
 

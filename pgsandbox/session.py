@@ -205,6 +205,7 @@ class Session:
             self.export_dead("pgsandbox-could-not-start.invalid")
             return
         self._export(environ)
+        self._is_dirty = True  # from here on anybody may write to it, be it while conftest files are imported
 
     def export_dead(self, host: str) -> None:
         """Set them to a URL that leads nowhere, whose host says why."""

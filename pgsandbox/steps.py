@@ -33,6 +33,11 @@ class Step(Protocol):
         """The step as the user wrote it."""
         ...
 
+    @property
+    def reads_more(self) -> bool:
+        """Whether it may read files that it does not name itself."""
+        ...
+
     def run(self, database: Database, context: Context) -> None:
         """Do it; raises StepError with the step's own output."""
         ...
@@ -100,12 +105,21 @@ def _is_pattern(text: str) -> bool:
     return "*" in text or "?" in text
 
 
+_READING = rb"^\s*\\(i|ir|include|include_relative|copy|gexec|o|!)\b|`"
+"""psql's commands after which a file's own text does not say all that it does."""
+
+
 @dataclass(frozen=True)
 class SqlStep:
     """A file of SQL, sent as it is; one with psql's own commands or COPY data is given to psql."""
 
     text: str
     file: Path
+
+    @property
+    def reads_more(self) -> bool:
+        """Whether one of psql's own commands in it reads a file, or runs a program."""
+        return re.search(_READING, self.file.read_bytes(), re.MULTILINE) is not None
 
     def run(self, database: Database, context: Context) -> None:
         """Run the file's statements as the owner; raises StepError with the line of the mistake."""
@@ -175,6 +189,7 @@ class PythonStep:
     text: str
     module: str
     function: str
+    reads_more = True
 
     def run(self, database: Database, context: Context) -> None:
         """Call the function; raises StepError with the end of its traceback."""
@@ -207,6 +222,7 @@ class CommandStep:
 
     text: str
     words: tuple[str, ...]
+    reads_more = True
 
     def run(self, database: Database, context: Context) -> None:
         """Run the program; raises StepError with its last lines."""

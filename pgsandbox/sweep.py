@@ -14,6 +14,7 @@ from pgsandbox.engines.supervised import SPEC
 from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
 from pgsandbox.run import all_runs, entries, read_record
 
+_GIVE_UP = 10.0
 _POLL = 0.1
 
 
@@ -40,15 +41,19 @@ def sweep(*, keep: Path | None = None) -> tuple[list[str], list[PgsandboxError]]
 def sweep_run(run_folder: Path) -> None:
     """Remove a run's folder as soon as nobody holds it, and what killed processes of that run left in it.
 
-    Waits for that as long as it takes, but not while a server of the run has a supervisor: that comes here, too.
+    Waits for that as long as somebody holds the run, but not while a server of it has a supervisor: that comes here,
+    too. What can't be removed, since its engine does not answer, is left to the next start after a few seconds.
     """
-    while run_folder.exists():
+    refused_since: float | None = None
+    while run_folder.exists() and (refused_since is None or time.monotonic() - refused_since < _GIVE_UP):
         servers = _folders(run_folder / "servers")
         if any(lease.is_supervised(folder) for folder in servers):
             return
         for folder in servers:
-            with contextlib.suppress(PgsandboxError):
+            try:
                 list(_sweep_server(folder))
+            except PgsandboxError:
+                refused_since = refused_since or time.monotonic()
         if not _folders(run_folder / "servers") and lease.remove_if_dead(run_folder):
             return
         time.sleep(_POLL)

@@ -98,6 +98,8 @@ def kept() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def runtime(kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A runtime folder of this test's own; afterwards no run, process, data folder or container of it is left."""
+    for name in ("CI", "BUILD_NUMBER"):  # there pytest prints its summary in another form
+        monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith(("PGSANDBOX_", "PYTEST_XDIST_", "PG"))]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("_PGSANDBOX_RUN", raising=False)

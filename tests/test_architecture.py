@@ -45,7 +45,7 @@ LAYERS = """
     run                                                     what the processes of a run agree on
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written
-    settings  shell  command  libpq  scram  tuning          values, and other programs' ways
+    settings  shell  command  libpq  pools  scram  tuning   values, and other programs' ways
     errors
 """
 """From top to bottom; a module may import what is in rows below its own, and nothing else of ours."""

@@ -132,6 +132,15 @@ def test_a_program_that_may_read_anything_is_run_once_per_run(
         )
 
 
+@pytest.mark.parametrize("line", ["\\ir part.sql", "\\copy t FROM 'part.csv'", "\\! date"])
+def test_a_file_that_reads_others_needs_watch(some_target: Target, project: Path, own_cache: Path, line: str) -> None:
+    (project / "schema.sql").write_text(f"SELECT 1;\n{line}\n")
+    for settings, is_kept in (({}, False), ({"watch": ["schema.sql"]}, True)):
+        sandbox = Sandbox(root=project, init=["schema.sql"], **some_target.settings, **settings)
+        assert (sandbox.fingerprint.key is not None) is is_kept
+        sandbox.close()
+
+
 def test_without_the_cache_nothing_is_kept(
     some_target: Target, project: Path, own_cache: Path, watched: dict[str, Any], start: Callable[..., list[str]]
 ) -> None:

@@ -39,8 +39,15 @@ def test_a_name_that_cannot_be_a_databases_is_refused(some_target: Target, name:
         sandbox.database(name)
     sandbox.close()
     assert str(caught.value) == (
-        f"pgsandbox: {name!r} can't name a database\n  hint: use up to 40 letters, digits and underscores"
+        f"pgsandbox: {name!r} can't name a database\n  hint: use up to 30 letters, digits and underscores"
     )
+
+
+@pytest.mark.parametrize("name", ["template", "owner", "builder"])
+def test_a_name_that_is_our_own_is_refused(some_target: Target, name: str) -> None:
+    with pgsandbox.Sandbox(**some_target.settings) as sandbox, pytest.raises(UsageError) as caught:
+        sandbox.database(name)
+    assert str(caught.value) == f"pgsandbox: {name!r} can't name a database\n  why: pgsandbox itself uses that name"
 
 
 def test_keywords_are_settings_and_are_checked_like_any(some_target: Target) -> None:

@@ -37,20 +37,30 @@ def test_a_databases_limit_is_its_workers_and_what_we_need_ourselves(some_target
 
 
 def test_databases_come_and_go_under_their_names(some_target: Target) -> None:
+    odd = 'odd "name" %s ; --'
     with running(**some_target.settings) as sandbox:
         server = sandbox.server
-        server.create_database('odd "name" %s ; --')
-        assert server.has_database('odd "name" %s ; --')
-        server.rename_database('odd "name" %s ; --', "plain")
-        [(may,)] = server.execute("SELECT has_database_privilege('pg_monitor', 'plain', 'CONNECT')")
+        server.create_database(odd)
+        assert server.has_database(odd)
+        [(may,)] = server.execute("SELECT has_database_privilege('pg_monitor', %s, 'CONNECT')", [odd])
         assert may is False
-        with server.inside("plain") as connection:
-            server.drop_database("plain")
+        with server.inside(odd) as connection:
+            server.drop_database(odd)
             with pytest.raises(psycopg.OperationalError):
                 connection.execute("SELECT 1")
-        assert not server.has_database("plain")
-        server.drop_database("plain")
+        assert not server.has_database(odd)
+        server.drop_database(odd)
         server.drop_role("nobody of that name")
+
+
+def test_what_a_test_prepared_and_left_is_rolled_back(some_target: Target) -> None:
+    with running(**some_target.settings, options=["max_prepared_transactions=2"]) as sandbox:
+        database = sandbox.database()
+        with database.connect(autocommit=True) as connection:
+            connection.execute("BEGIN; CREATE TABLE t (); PREPARE TRANSACTION 'it''s'")
+        database.reset()
+        with database.connect() as connection:
+            assert connection.execute("SELECT to_regclass('t')").fetchone() == (None,)
 
 
 def test_everybody_is_disconnected_whatever_they_are_doing(some_target: Target) -> None:

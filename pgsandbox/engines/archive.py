@@ -70,10 +70,15 @@ def unpack(seed: dict[str, Any], data: Path, *, become: Callable[[], None]) -> N
 def _tar(
     command: list[str], *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL, become: Any = None
 ) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        preexec_fn=become,  # noqa: PLW1509 -- the supervisor has one thread
-    )
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            preexec_fn=become,  # noqa: PLW1509 -- the supervisor has one thread
+        )
+    except FileNotFoundError as problem:
+        raise ServerError(
+            "tar can't be run", why="no such program", looked_at=("PATH",), hint="install tar"
+        ) from problem

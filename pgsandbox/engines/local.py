@@ -174,7 +174,10 @@ class LocalWard:
             kernel.end(self._process)
         else:
             kernel.end_leftover(self._data)
-        shutil.rmtree(self._data, ignore_errors=True)
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        while self._data.exists() and time.monotonic() < deadline:  # a killed initdb's child may be writing still
+            shutil.rmtree(self._data, ignore_errors=True)
+            time.sleep(0.02)
 
     def _make_folder(self) -> None:
         try:
@@ -215,7 +218,7 @@ class LocalWard:
                 env=self._environment(),
                 cwd=self._data,
                 timeout=max(0.1, self._deadline - time.monotonic()),
-                preexec_fn=self._become(signal.SIGKILL),
+                preexec_fn=self._become(signal.SIGTERM),
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -343,7 +346,7 @@ def _place_for(order: Order, account: pwd.struct_passwd | None) -> Path:
     from pgsandbox.engines import binaries
 
     shortest = Path("/tmp") / f"pgsandbox-data-{order.token}"  # noqa: S108 -- made by us, 0700, under a random name
-    ours = [] if account else [order.folder / "data"]
+    ours = [] if account or not places.has_room(order.folder) else [order.folder / "data"]
     for folder in (*ours, places.data_folder(order.token)):
         is_short = len(os.fsencode(folder / ".s.PGSQL.00000.lock")) <= _SOCKET_PATH_MAX
         if is_short and (account is None or binaries.may_enter(folder.parent, account.pw_uid, account.pw_gid)):

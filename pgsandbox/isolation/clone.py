@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from pgsandbox import pools
 from pgsandbox.server import limit_with_ours
 
 if TYPE_CHECKING:
@@ -36,9 +37,14 @@ class CloneIsolation:
     def snapshot(self) -> str:
         """A copy of the database as it is now. Whoever was connected is cut off: a copy needs it quiet."""
         name = f"{self._name}_at_{next(self._numbers)}"
-        self._server.disconnect(self._name)
         self._server.drop_database(name)
-        self._server.create_database(name, template=self._name)
+        self._server.allow_connections(self._name, False)  # else who is cut off reconnects before it is copied
+        try:
+            self._server.disconnect(self._name)
+            pools.were_cut_off()
+            self._server.create_database(name, template=self._name)
+        finally:
+            self._server.allow_connections(self._name, True)
         self._server.allow_connections(name, False)
         self._snapshots.add(name)
         return name
@@ -46,6 +52,7 @@ class CloneIsolation:
     def restore(self, snapshot: str) -> None:
         """Make it anew from `snapshot`."""
         self._server.drop_database(self._name)
+        pools.were_cut_off()
         self._clone(snapshot)
 
     def forget(self, snapshot: str) -> None:
