@@ -201,8 +201,8 @@ def test_a_url_that_dotenv_overwrote_is_an_error_that_names_the_file(
     )
     result = inner()
     if override:
-        result.assert_outcomes(errors=2, passed=1)
-        assert result.stdout.str().count(OVERWRITTEN) == 2
+        result.assert_outcomes(errors=3)
+        assert result.stdout.str().count(OVERWRITTEN) == 3
         assert "secret" not in result.stdout.str()
     else:
         result.assert_outcomes(passed=3)

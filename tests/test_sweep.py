@@ -43,6 +43,7 @@ def leave_dead(run: str, settings: dict[str, Any]) -> Path:
         for pid in (record["pid"], holder.pid):
             os.kill(pid, signal.SIGKILL)
         holder.wait()
+    assert eventually(lambda: not lease.is_supervised(server))  # killed, but gone a moment later
     return server
 
 
