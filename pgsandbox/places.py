@@ -126,8 +126,7 @@ def unusable(folder: Path, problem: OSError, *, hint: str | None = None) -> Plac
 
 def has_room(folder: Path) -> bool:
     """Whether the file system of `folder` has room for a server's data, and some more."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize >= _ROOM_FOR_A_SERVER
+    return _free(folder) >= _ROOM_FOR_A_SERVER
 
 
 def new_token() -> str:
@@ -157,3 +156,8 @@ def _temporary() -> Path:
 
 def _is_usable(folder: Path) -> bool:
     return sys.platform.startswith("linux") and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

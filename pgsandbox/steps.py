@@ -105,7 +105,7 @@ def _is_pattern(text: str) -> bool:
     return "*" in text or "?" in text
 
 
-_READING = rb"^\s*\\(i|ir|include|include_relative|copy|gexec|o|!)\b|`"
+_READING = rb"^\s*\\((i|ir|include|include_relative|copy|gexec|o)\b|!)|`"
 """psql's commands after which a file's own text does not say all that it does."""
 
 
