@@ -24,6 +24,7 @@ RUN_VARIABLE = "_PGSANDBOX_RUN"
 """Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
 
 _JOIN_TIMEOUT = 30.0
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Notes:
     """What a failing init step said, in full: every test says that it failed, and this is said once."""
     kept: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
+    cloned: list[str] = field(default_factory=list)
+    """The tests after which the database had to be made anew, and why."""
     trouble: list[str] = field(default_factory=list)
 
     def add(self, other: dict[str, list[str]]) -> None:
@@ -98,6 +101,7 @@ class Notes:
             *dict.fromkeys(self.failed),
             *(f"leaked: {line}" for line in self.leaked),
             *(f"kept: {line}" for line in self.kept),
+            *_cloned(self.cloned),
             *(f"trouble: {line}" for line in self.trouble),
         ]
 
@@ -117,6 +121,7 @@ class Session:
         self._exported: dict[str, str] = {}
         self._before: dict[str, str | None] = {}
         self._is_dirty = False
+        self._last: str | None = None
         self._lowered = False
 
     # Start -----------------------------------------------------------------------------------------------------------
@@ -242,19 +247,28 @@ class Session:
         """The database at its baseline, its budget lowered to `connections` if given. Raises PgsandboxError."""
         database = self.database
         self.check_environment()
-        if isolation in ("reset", "clone", "rollback") and self._is_dirty:
-            database.reset()
-            self._is_dirty = False
+        if isolation != "none" and self._is_dirty:
+            self._clean(database, anew=isolation == "clone")
         if connections is not None:
             self.sandbox.limit(database, connections)
             self._lowered = True
         return database
 
+    def _clean(self, database: Database, *, anew: bool = False) -> None:
+        if anew:
+            database.isolation.remake()
+        else:
+            database.reset()
+        made_anew = database.isolation.made_anew
+        self.notes.cloned += [f"{self._last or 'what ran before the first test'}: {reason}" for reason in made_anew]
+        made_anew.clear()
+        self._is_dirty = False
+
     def end_test(self, test: str, *, failed: bool) -> str | None:
         """Note what the test leaves behind; what it leaked, in words. Never raises."""
         if self._sandbox is None or self._failure is not None or not self._sandbox.is_started:
             return None
-        self._is_dirty = True
+        self._is_dirty, self._last = True, test
         leak: str | None = None
         try:
             database = self.database
@@ -317,6 +331,16 @@ class Session:
                 self.notes.trouble.extend(sandbox.stop())
         except Exception as problem:
             self.notes.trouble.append(_in_brief(problem))
+
+
+def _cloned(lines: list[str]) -> list[str]:
+    """The clones, counted, and the first few of them."""
+    if not lines:
+        return []
+    times = "once" if len(lines) == 1 else f"{len(lines)} times"
+    shown = [f"  {line}" for line in lines[:_SHOWN]]
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [f"cloned: {times} a reset made the database anew, which takes longer and cuts connections:", *shown, *more]
 
 
 def _in_brief(problem: Exception) -> str:
