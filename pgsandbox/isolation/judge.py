@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class Plan:
     """What there is to put back."""
 
-    tables: dict[Relation, set[int] | None] = field(default_factory=dict)
-    """Blocks whose rows are to be compared; None for all."""
+    tables: dict[Relation, wal.File] = field(default_factory=dict)
+    """Where rows were written."""
+    unlogged: list[Relation] = field(default_factory=list)
+    """Tables of which nobody knows."""
     refills: list[Relation] = field(default_factory=list)
     """Tables that are in another file than at the baseline: TRUNCATE does that, CLUSTER and VACUUM FULL."""
     sequences: set[Relation] = field(default_factory=set)
@@ -64,9 +66,10 @@ class Judge:
         past, present = self._watch.past.connection, self._watch.undo.connection
         if missing := touched.files.keys() - self._known.keys():
             self._known |= relations.by_file(past, missing)
-        plan = Plan()
-        for unlogged in self._unlogged:
-            self._place(unlogged, None, plan)
+        plan = Plan(
+            unlogged=[one for one in self._unlogged if one.kind != SEQUENCE],
+            sequences={one for one in self._unlogged if one.kind == SEQUENCE},
+        )
         catalogs = self._sort(touched, plan)
         if not touched.files.keys() <= self._known.keys():  # files that there were not
             if relations.mapped(present) != self._mapped:
@@ -85,10 +88,12 @@ class Judge:
             kinds = file.kinds - {wal.PAGE}  # the page of a table written whole says what it said
             if relation.kind != SEQUENCE and not all(kind.startswith(("Heap ", "Heap2 ")) for kind in kinds):
                 raise NotProvenError(f"{relation.name} is not stored as a heap")
-            if not relation.is_catalog:
-                self._place(relation, file.blocks if kinds else set(), plan)
-            else:
+            if relation.kind == SEQUENCE:
+                plan.sequences.add(relation)
+            elif relation.is_catalog:
                 catalogs[relation] = file
+            elif kinds and relation not in plan.unlogged:
+                plan.tables[relation] = file
         return catalogs
 
     def _compare(self, catalogs: dict[Relation, wal.File], plan: Plan) -> Plan | None:
@@ -104,6 +109,8 @@ class Judge:
         self.forget(found.moved)
         for relation in relations.by_oid(past, found.moved).values():
             plan.tables.pop(relation, None)
+            if relation in plan.unlogged:
+                plan.unlogged.remove(relation)
             if relation.is_catalog:
                 raise NotProvenError("system catalogs were rewritten (VACUUM FULL, REINDEX)")
             if relation.kind == VIEW:
@@ -113,12 +120,3 @@ class Judge:
             elif relation.kind == SEQUENCE:
                 plan.sequences.add(relation)
         return plan
-
-    @staticmethod
-    def _place(relation: Relation, blocks: set[int] | None, plan: Plan) -> None:
-        if relation.kind == SEQUENCE:
-            plan.sequences.add(relation)
-        elif blocks is None or plan.tables.get(relation, blocks) is None:
-            plan.tables[relation] = None
-        elif blocks:
-            plan.tables[relation] = blocks

@@ -21,7 +21,7 @@ TABLE, TOAST, VIEW, SEQUENCE = "r", "t", "m", "S"
 
 _FIND: LiteralString = """
 SELECT coalesce(nullif(relfilenode, 0), pg_relation_filenode(oid))::int8, oid::int8, relkind,
-       oid::regclass::text, relpages, reltoastrelid::int8
+       oid::regclass::text, relpages
 FROM pg_class
 """
 _BY_FILE: LiteralString = (
@@ -79,8 +79,6 @@ class Relation:
     """Quoted and with its schema, as SQL wants it."""
     pages: int = field(compare=False)
     """Blocks, when it was last counted."""
-    toast: int = field(compare=False)
-    """The oid of its TOAST table, or 0."""
 
     @property
     def is_catalog(self) -> bool:

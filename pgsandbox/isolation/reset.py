@@ -95,11 +95,14 @@ class ResetIsolation:
 
     def _carry_out(self, plan: Plan) -> list[Relation]:
         """Put everything back; the tables that should be vacuumed."""
-        tools = self._watch.undo
-        full = tools.put_back(tools.compare(self._watch.past.connection, plan.tables))
-        if plan.refills:
-            tools.refuse_lasting_triggers(plan.refills)
-            full += tools.refill({table: self._levels.rows(table) for table in plan.refills})
+        tools, past = self._watch.undo, self._watch.past.connection
+        full = tools.put_back(tools.compare(past, plan.tables))
+        refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
+        if refills:
+            if views := [one.name for one in refills if one.kind == VIEW]:
+                raise NotProvenError(f"the materialized view {views[0]} was refreshed")
+            tools.refuse_lasting_triggers(refills)
+            full += tools.refill({table: self._levels.rows(table) for table in refills})
         self._rewind(plan.sequences)
         return full
 
@@ -163,7 +166,7 @@ class ResetIsolation:
             now = self._watch.look(since=look.at)
             if now.moved or now.busy:
                 return False
-            self._watch.renew(now)
+            self._watch.renew(now, full=level.contents)  # lest a later revival lose what points to its row
             found.append(level)
             return True
 
@@ -172,7 +175,7 @@ class ResetIsolation:
 
     def _level_of(self, plan: Plan) -> Level:
         tools = self._watch.undo
-        if plan.refills:
+        if plan.refills or tools.changed(self._watch.past.connection, plan.unlogged):
             raise NotProvenError("a table was rewritten")
         changes = tools.compare(self._watch.past.connection, plan.tables)
         level = Level()

@@ -19,6 +19,7 @@ from pgsandbox.isolation.relations import Relation, named
 if TYPE_CHECKING:
     import psycopg
 
+    from pgsandbox.isolation.wal import File
     from pgsandbox.server import Server
 
 _MANY = 200
@@ -32,7 +33,11 @@ _SET_VALUES = """
 SELECT setval(oid::oid::regclass, last, called) FROM unnest(%s::int8[], %s::int8[], %s::bool[]) value(oid, last, called)
 """
 _WITH_BLOCKS = "SELECT oid FROM unnest(%s::int8[]) oid WHERE pg_relation_size(oid::oid::regclass) > 0"
-_LASTING = "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgrelid = ANY (%s) AND tgenabled IN ('A', 'R') LIMIT 1"
+_LASTING = """
+SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgrelid = ANY (%(oids)s) AND tgenabled IN ('A', 'R')
+UNION ALL SELECT ev_class::regclass::text FROM pg_rewrite WHERE ev_class = ANY (%(oids)s) AND ev_enabled IN ('A', 'R')
+LIMIT 1
+"""
 
 Rows = frozenset[str]
 """Row addresses (tids), such as `(0,1)`."""
@@ -55,23 +60,28 @@ class Undo:
         """End the session, and with it the functions, which are temporary."""
         self.connection.close()
 
-    def compare(
-        self, past: psycopg.Connection[Any], tables: dict[Relation, set[int] | None]
-    ) -> dict[Relation, tuple[Rows, Rows]]:
-        """The rows that are new, and those that are gone, in these blocks of each table; None stands for all blocks."""
-        questions = [
-            relations.everything(table) if blocks is None else relations.rows(table, blocks)
-            for table, blocks in tables.items()
-        ]
+    def compare(self, past: psycopg.Connection[Any], tables: dict[Relation, File]) -> dict[Relation, tuple[Rows, Rows]]:
+        """The rows that are new, and those that are gone, where the tables were written."""
+        questions = [relations.rows(table, file.blocks) for table, file in tables.items()]
         before, after = _ask(past, questions), _ask(self.connection, questions)
         return {
-            table: (now - then, then - now)
-            for table, then, now in zip(tables, before, after, strict=True)
+            table: (now - then | file.chained, then - now)
+            for (table, file), then, now in zip(tables.items(), before, after, strict=True)
             if then != now
         }
 
+    def changed(self, past: psycopg.Connection[Any], tables: list[Relation]) -> list[Relation]:
+        """Those of the tables that have other rows now."""
+        questions = [relations.everything(table) for table in tables]
+        before, after = _ask(past, questions), _ask(self.connection, questions)
+        return [table for table, then, now in zip(tables, before, after, strict=True) if then != now]
+
     def put_back(self, rows: dict[Relation, tuple[Rows, Rows]]) -> list[Relation]:
-        """Kill the new rows and revive those that are gone; the tables that should be vacuumed now."""
+        """Kill the new rows and revive those that are gone; the tables that should be vacuumed now.
+
+        With a new row go its versions in between: from a revived row none of them could be reached, and pruning
+        would stumble over them.
+        """
         full: list[Relation] = []
         for table, (new, gone) in rows.items():
             for name, tids in (("heap_force_kill", new), ("heap_force_freeze", gone)):
@@ -110,23 +120,21 @@ class Undo:
         Raises NotProvenError for tables whose triggers act on us, too (ENABLE ALWAYS, ENABLE REPLICA).
         """
         self.refuse_lasting_triggers(tables)
-        oids = [*(table.oid for table in tables), *(table.toast for table in tables if table.toast)]
-        used = [oid for (oid,) in self.connection.execute(_WITH_BLOCKS, [oids], prepare=True)]
-        if used:
-            present = list(relations.by_oid(self.connection, used).values())
-            found = _ask(self.connection, [relations.everything(one) for one in present])
-            self.put_back({one: (rows, Rows()) for one, rows in zip(present, found, strict=True)})
+        oids = [table.oid for table in tables]
+        used = {oid for (oid,) in self.connection.execute(_WITH_BLOCKS, [oids], prepare=True)}
         for table, rows in tables.items():
+            if table.oid in used:
+                self.connection.execute(sql.SQL("DELETE FROM ONLY {}").format(named(table)), {})
             if rows is not None:
                 with self.connection.cursor().copy(_copy(self.connection, table, "FROM STDIN")) as copy:
                     copy.write(rows)
         return [table for table, rows in tables.items() if rows is not None or table.oid in used]
 
     def refuse_lasting_triggers(self, tables: Iterable[Relation]) -> None:
-        """Raise NotProvenError if a trigger of these tables would act on us, too."""
-        row = self.connection.execute(_LASTING, [[table.oid for table in tables]], prepare=True).fetchone()
+        """Raise NotProvenError if a trigger or rule of these tables would act on us, too."""
+        row = self.connection.execute(_LASTING, {"oids": [table.oid for table in tables]}, prepare=True).fetchone()
         if row is not None:
-            raise NotProvenError(f"{row[0]} has triggers that would act on a copy of its rows")
+            raise NotProvenError(f"{row[0]} has triggers or rules that would act on a copy of its rows")
 
 
 def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:

@@ -35,7 +35,9 @@ _INDEXES = ["Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN"]
 _SINCE_16: LiteralString = r"""
 SELECT reldatabase = 0, relfilenode::int8, resource_manager || ' ' || record_type, array_agg(DISTINCT relblocknumber),
        array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type = 'INPLACE')
+           FILTER (WHERE record_type = 'INPLACE'),
+       array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'new[_ ]off:? (\d+)')))
+           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%')
 FROM pg_get_wal_block_info(%(start)s, %(end)s, false)
 WHERE reldatabase IN (0, %(database)s::oid) AND relforknumber = 0
       AND resource_manager <> ALL (%(indexes)s) AND resource_manager || ' ' || record_type <> ALL (%(neutral)s)
@@ -45,7 +47,9 @@ GROUP BY 1, 2, 3
 _IN_15: LiteralString = r"""
 SELECT ref[1] = '0', ref[2]::int8, resource_manager || ' ' || record_type, array_agg(DISTINCT ref[3]::int8),
        array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type = 'INPLACE')
+           FILTER (WHERE record_type = 'INPLACE'),
+       array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'new[_ ]off:? (\d+)')))
+           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%')
 FROM pg_get_wal_records_info(%(start)s, %(end)s),
      regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') ref
 WHERE ref[1] IN ('0', %(database)s::text)
@@ -63,6 +67,8 @@ class File:
     blocks: set[int] = field(default_factory=set)
     overwritten: set[str] = field(default_factory=set)
     """The tids of rows that were overwritten in place: `(0,1)`."""
+    chained: set[str] = field(default_factory=set)
+    """The tids of the new versions that lie beside their old ones and have no index entries of their own (HOT)."""
 
 
 @dataclass
@@ -89,7 +95,7 @@ def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -
     query = _SINCE_16 if admin.info.server_version >= 160000 else _IN_15
     parameters = {"start": lsn(start), "end": lsn(end), "database": database, "indexes": _INDEXES, "neutral": _NEUTRAL}
     touched = Touched()
-    for shared, filenode, kind, blocks, overwritten in admin.execute(query, parameters, prepare=True):
+    for shared, filenode, kind, blocks, overwritten, chained in admin.execute(query, parameters, prepare=True):
         if shared:
             touched.shared = True
             continue
@@ -97,6 +103,7 @@ def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -
         file.kinds.add(kind)
         file.blocks.update(blocks)
         file.overwritten.update(overwritten or ())
+        file.chained.update(chained or ())
     return touched
 
 
