@@ -34,7 +34,9 @@ LAYERS = """
     session  supervisor                                     one pytest process; the process beside a server
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
-    template  cache  connections  isolation.clone  isolation.rollback
+    template  cache  connections  isolation.clone  isolation.rollback  isolation.verify
+    isolation.dump  isolation.differences
+    isolation.indexes  isolation.surroundings               what is compared to prove a reset
     isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left
     server  database                                        a server, a database as its user sees it
     engines.docker  engines.local  engines.external         where a server can run
