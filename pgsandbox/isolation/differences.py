@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 """How many differences of one kind are told; of the others, how many there are."""
 
-_LENGTH = 100
+_LENGTH = 60
 """How much of a value is shown, in characters."""
 
 _RELATIONS = frozenset(
@@ -130,7 +130,7 @@ def _rows(name: str, dump: Dump) -> Counter[Row] | None:
     if dump.marks[name].rows == 0:
         return Counter()
     packed = dump.rows(name)
-    return None if packed is None else Counter(map(parsed, packed))
+    return None if packed is None else Counter(parsed(record, len(dump.items[name].columns)) for record in packed)
 
 
 def _without_temporary(rows: Counter[Row], item: Item, dump: Dump) -> list[Row]:
@@ -144,14 +144,15 @@ def _relation_names(*dumps: Dump) -> dict[str, str]:
     for dump in dumps:
         columns = dump.items["pg_class"].columns
         oid, name = columns.index("oid"), columns.index("relname")
-        for row in map(parsed, dump.rows("pg_class") or ()):
+        for record in dump.rows("pg_class") or ():
+            row = parsed(record, len(columns))
             found[row[oid] or ""] = row[name] or ""
     return found
 
 
-def parsed(record: str) -> Row:
-    """The fields of a record in PostgreSQL's text form (manual, chapter 8.16.6, "Composite Type Input and Output")."""
-    return tuple(_fields(record[1:-1])) if record != "()" else ()
+def parsed(record: str, fields: int) -> Row:
+    """The `fields` fields of a record in PostgreSQL's text form (manual, chapter 8.16.6)."""
+    return tuple(_fields(record[1:-1])) if fields else ()
 
 
 def _fields(text: str) -> Iterator[str | None]:

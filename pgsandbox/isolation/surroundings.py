@@ -19,7 +19,8 @@ _PREFIX = f"(SELECT regexp_replace(rolname, '_owner$', '_') FROM pg_roles WHERE 
 _ROLE = """
     SELECT format('role %s: %s', rolname, key), value
     FROM pg_authid r, jsonb_each_text(
-        to_jsonb(r) - ARRAY['oid', 'rolconnlimit'] || jsonb_build_object('rolpassword', md5(rolpassword)))
+        to_jsonb(r) - ARRAY['oid', 'rolconnlimit']
+        || jsonb_build_object('rolpassword', 'verifier ' || left(md5(rolpassword), 8)))
 """
 """Passwords are only told apart. The connection limit is pgsandbox's own business: a marker lowers it for one test."""
 
