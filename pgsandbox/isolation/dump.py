@@ -33,8 +33,11 @@ MOVES = {
 that runs ANALYZE would give the next one other plans. The counters of pg_stat_* are no catalog and no state: the
 server's memory of what was done, which PostgreSQL itself forgets in a crash."""
 
-_NO_HASH = frozenset({"aclitem[]", "anyarray", "pg_node_tree", "real", "double precision"})
-"""Types of catalog columns whose hash is missing, or may be the same for different values."""
+_HASHED = frozenset(
+    {"oid", "name", "boolean", "smallint", "integer", "bigint", '"char"', "text", "bytea", "regproc", "xid", "pg_lsn"}
+    | {"int2vector", "oidvector", "oid[]", "text[]", "smallint[]", '"char"[]', "timestamp with time zone"}
+)
+"""Types of catalog columns whose hash tells all values apart; of others the text is hashed, which takes longer."""
 
 _KEPT_BYTES = 64 << 20
 """Of larger tables no rows are kept: a difference is seen, but not told row by row."""
@@ -192,7 +195,7 @@ def _relation(found: tuple[Any, ...]) -> Iterator[tuple[str, Item]]:
     typed = dict(zip(columns or (), types or (), strict=True))
     if schema == "pg_catalog":
         typed = {name: type_ for name, type_ in typed.items() if name not in MOVES.get(relation, {})}
-        record = _record(f"{name}::text" if type_ in _NO_HASH else name for name, type_ in typed.items())
+        record = _record(name if type_ in _HASHED else f"{name}::text" for name, type_ in typed.items())
         oids = frozenset(name for name, type_ in typed.items() if type_ == "oid")
         yield relation, Item("catalog", record, full, tuple(typed), tuple(key or ()), oids)
     elif kind == "S":
