@@ -1,4 +1,4 @@
-"""Where workloads are played: a database with everything in it, reset after each round and compared with its baseline."""
+"""Where workloads are played: a database with everything in it, compared with its baseline after each reset."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import select
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -16,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from pgsandbox import Database, Sandbox
 from pgsandbox.isolation.differences import differences
 from pgsandbox.isolation.dump import Dump, dump
-from workloads.workload import BACKGROUND, SESSIONS, Round, Step, Workload
+from workloads.workload import BACKGROUND, SESSIONS, SUPERUSER, Round, Step, Workload
 
 FOLDER = Path(__file__).parent
 _OPTIONS = "-c lock_timeout=30ms -c statement_timeout=5s -c client_min_messages=error"
@@ -36,7 +37,7 @@ _NEXT = "SELECT {}".format(
 )
 
 
-class Difference(AssertionError):
+class LeftBehindError(AssertionError):
     """A reset did not bring back what was there."""
 
 
@@ -49,6 +50,7 @@ class Arena:
         self._order = order
         self._stack = contextlib.ExitStack()
         self._admin: psycopg.Connection[Any] | None = None
+        self._fresh: Database | None = None
         self.tally: Counter[str] = Counter()
         self.database = self._prepared(sandbox.database())
         self.baseline = self._dump()
@@ -65,7 +67,7 @@ class Arena:
             self._admin.close()
 
     def play(self, workload: Workload) -> None:
-        """Play `workload`, a reset and a comparison after each of its rounds. Raises Difference."""
+        """Play `workload`, a reset and a comparison after each of its rounds. Raises LeftBehindError."""
         sessions = {name: _Session(self.database) for name in SESSIONS}
         try:
             for one in workload.rounds:
@@ -85,11 +87,13 @@ class Arena:
             asking = sessions[SESSIONS[0]]
             found = asking.ask(_NEXT)
             if found != self._next:
-                raise Difference(f"nextval gives {found} after the reset, and {self._next} at the baseline")
+                raise LeftBehindError(f"nextval gives {found} after the reset, and {self._next} at the baseline")
         for step in one.steps:
             if step.session not in sessions:
-                sessions[step.session] = _Session(self.database)
+                sessions[step.session] = _Session(self.database if step.session == BACKGROUND else self._superuser())
             self.tally["done" if sessions[step.session].run(step) else "refused"] += 1
+        if SUPERUSER in sessions:
+            sessions.pop(SUPERUSER).close()
         idle = [name for name in SESSIONS if sessions[name].is_idle]
         began = time.perf_counter()
         self.database.reset()
@@ -103,14 +107,14 @@ class Arena:
                 sessions[name].close()
                 sessions[name] = _Session(self.database)
             elif (found := sessions[name].probe()) != self._probed:
-                raise Difference(f"session {name} goes on and finds {found}, not {self._probed}")
+                raise LeftBehindError(f"session {name} goes on and finds {found}, not {self._probed}")
             else:
                 self.tally["lives on"] += 1
 
     def _prove(self) -> None:
         found = differences(self.baseline, self._dump(self.baseline), order=self._order)
         if found:
-            raise Difference("\n".join(found[:30]))
+            raise LeftBehindError("\n".join(found[:30]))
 
     def _dump(self, like: Dump | None = None) -> Dump:
         """By a connection that is kept as long as it is let live: that is three times as fast."""
@@ -126,10 +130,18 @@ class Arena:
                     raise
         raise AssertionError
 
+    def _superuser(self) -> Database:
+        """The database as the superuser enters it."""
+        running = self._sandbox.server.running
+        address = replace(self.database.address, user=running.user, password=running.password)
+        return Database(replace(address, host=running.socket or address.host), cast("Any", None))
+
     def _prepared(self, database: Database) -> Database:
         """With what only a superuser can make, in a baseline that is moved."""
         with self._sandbox.server.inside(database.name) as connection:
             connection.execute((FOLDER / "event_trigger.sql").read_bytes())
+            owner = psycopg.sql.Identifier(self._sandbox.server.names.owner)
+            connection.execute(psycopg.sql.SQL("ALTER FUNCTION ddl_seen OWNER TO {}").format(owner))
         self._stack.enter_context(database.baseline())
         return database
 
@@ -140,7 +152,10 @@ class Arena:
         self._stack = contextlib.ExitStack()
         if self._admin is not None:
             self._admin.close()
-        self.database = self._prepared(self._sandbox.fresh())
+        if self._fresh is not None:
+            self._sandbox.drop(self._fresh)
+        self._fresh = self._sandbox.fresh()
+        self.database = self._prepared(self._fresh)
         self.baseline = self._dump()
 
 
@@ -194,17 +209,20 @@ class _Session:
         return self.ask(b"EXECUTE probe", f"PREPARE probe AS {_PROBE}")
 
     def ask(self, query: str | bytes, prepare: str = "") -> tuple[Any, ...] | None:
-        """The answer to a query. Raises Difference if the server refuses."""
+        """The answer to a query. Raises LeftBehindError if the server refuses."""
         assert self._connection is not None
         try:
             self._connection.execute(b"RESET ROLE")
-            if prepare and not self._connection.execute(
-                b"SELECT FROM pg_catalog.pg_prepared_statements WHERE name = 'probe'"
-            ).fetchall():
+            if (
+                prepare
+                and not self._connection.execute(
+                    b"SELECT FROM pg_catalog.pg_prepared_statements WHERE name = 'probe'"
+                ).fetchall()
+            ):
                 self._connection.execute(prepare.encode())
             return self._connection.execute(query if isinstance(query, bytes) else query.encode()).fetchone()
         except psycopg.Error as problem:
-            raise Difference(f"a session that was left alone by the reset fails: {problem}") from problem
+            raise LeftBehindError(f"a session that was left alone by the reset fails: {problem}") from problem
 
     def close(self) -> None:
         if self._connection is not None:

@@ -32,12 +32,20 @@ UNDONE_BY_CLONES = tuple(kind for kind in KINDS if kind != "outside")
 _BATCH = 200
 
 
-class Failure(AssertionError):
+class WorkloadError(AssertionError):
     """A workload after which the database was not at its baseline: the smallest that was found, as SQL."""
 
 
-def hunt(ground: Arena, *, count: int, seed_: int, kinds: Sequence[str] = UNDONE_BY_CLONES) -> None:
-    """Play `count` workloads that the number `seed_` determines. Raises Failure."""
+def hunt(
+    ground: Arena,
+    *,
+    count: int,
+    seed_: int,
+    kinds: Sequence[str] = UNDONE_BY_CLONES,
+    about: str = "",
+    shrink: bool = True,
+) -> None:
+    """Play `count` workloads that the number `seed_` determines. Raises WorkloadError."""
     last: list[Workload] = []
 
     @seed(seed_)
@@ -46,11 +54,11 @@ def hunt(ground: Arena, *, count: int, seed_: int, kinds: Sequence[str] = UNDONE
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         report_multiple_bugs=False,
         print_blob=False,
     )
-    @given(workloads(*kinds))
+    @given(workloads(*kinds, about=about))
     def check(workload: Workload) -> None:
         last[:] = [workload]  # hypothesis ends with the smallest that fails
         ground.play(workload)
@@ -59,7 +67,7 @@ def hunt(ground: Arena, *, count: int, seed_: int, kinds: Sequence[str] = UNDONE
         check()
     except Exception as problem:
         again = f"scripts/workloads --seed {seed_} --count {count}"
-        raise Failure(f"{last[0]}\n-- leaves this behind:\n{problem}\n-- play it again: {again}") from problem
+        raise WorkloadError(f"{last[0]}\n-- leaves this behind:\n{problem}\n-- play it again: {again}") from problem
 
 
 def told(tally: Counter[str], seconds: float) -> str:
@@ -72,28 +80,36 @@ def told(tally: Counter[str], seconds: float) -> str:
     )
 
 
-def play(sandbox: Sandbox, *, count: int, seed_: int, alone: bool = True, kinds: Sequence[str] = UNDONE_BY_CLONES) -> str:
-    """Play `count` workloads in `sandbox`; what happened, in a line. Raises Failure."""
+def play(
+    sandbox: Sandbox, *, count: int, seed_: int, alone: bool = True, kinds: Sequence[str] = UNDONE_BY_CLONES
+) -> str:
+    """Play `count` workloads in `sandbox`; what happened, in a line. Raises WorkloadError."""
     began = time.monotonic()
     with arena(sandbox, alone=alone) as ground:
         hunt(ground, count=count, seed_=seed_, kinds=kinds)
         return told(ground.tally, time.monotonic() - began)
 
 
-def several(workers: int, *words: str, timeout: float | None = None) -> list[subprocess.CompletedProcess[str]]:
+def several(workers: int, *words: str, seed_: int) -> list[subprocess.CompletedProcess[str]]:
     """This program in `workers` processes that share one server, with the arguments `words`, until all have ended."""
     run = f"workloads-{secrets.token_hex(6)}"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), *sys.path])}
     command = [sys.executable, "-m", "workloads.hunt", *words, "--run", f"{run}/{workers}"]
     processes = [
         subprocess.Popen(
-            [*command, "--worker", f"gw{n}"], env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, "--worker", f"gw{n}", "--seed", str(seed_ + n)],
+            env=environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for n in range(workers)
     ]
     try:
         return [
-            subprocess.CompletedProcess(one.args, one.wait(), one.communicate(timeout=timeout)[0]) for one in processes
+            subprocess.CompletedProcess(one.args, one.returncode, said)
+            for one in processes
+            for said, _ in [one.communicate()]
         ]
     finally:
         for one in processes:
@@ -117,7 +133,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", default="main", help=argparse.SUPPRESS)
     given_ = parser.parse_args(words)
     if given_.workers > 1 and given_.run is None:
-        done = several(given_.workers, *(words if words is not None else sys.argv[1:]))
+        first = given_.seed if given_.seed is not None else random.randrange(10**9)
+        done = several(given_.workers, *(words if words is not None else sys.argv[1:]), seed_=first)
         for one in done:
             print(one.stdout, end="")
         return max(one.returncode for one in done)
@@ -141,12 +158,12 @@ def main(words: Sequence[str] | None = None) -> int:
             began = time.monotonic()
             try:
                 hunt(ground, count=given_.count, seed_=number, kinds=given_.kinds)
-            except Failure as problem:
+            except WorkloadError as problem:
                 print(f"{given_.worker}: seed {number} fails:\n{problem}", flush=True)
                 return 1
             print(f"{given_.worker}: seed {number}: {told(ground.tally, time.monotonic() - began)}", flush=True)
             ground.tally.clear()
-            number += 1
+            number += int(workers)
             if time.monotonic() >= deadline:
                 return 0
 

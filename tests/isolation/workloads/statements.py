@@ -157,7 +157,6 @@ DISCARD PLANS
 SET search_path = other, public
 SET search_path = pg_catalog
 SET row_security = off
-SET session_replication_role = replica
 SET default_transaction_isolation = 'serializable'
 SET default_transaction_read_only = on
 SET timezone = 'Asia/Kathmandu'
@@ -192,15 +191,16 @@ CREATE TABLE {x} (id serial PRIMARY KEY, name text)
 CREATE TABLE {x} AS SELECT * FROM plain
 CREATE UNLOGGED TABLE {x} (id int)
 CREATE TABLE {x} (LIKE kinds INCLUDING ALL)
-CREATE TABLE {x} PARTITION OF parted_2 FOR VALUES WITH (MODULUS 4, REMAINDER 2)
+CREATE TABLE {x} PARTITION OF parted FOR VALUES IN (8)
 INSERT INTO {x} DEFAULT VALUES
 DROP TABLE {x}
 DROP TABLE {t}
 DROP TABLE {t} CASCADE
 ALTER TABLE {t} ADD COLUMN added int
 ALTER TABLE {t} ADD COLUMN added_too text DEFAULT 'd' || random()
-ALTER TABLE plain DROP COLUMN n
-ALTER TABLE plain ALTER n TYPE bigint
+ALTER TABLE plain DROP COLUMN n CASCADE
+ALTER TABLE roomy ALTER n TYPE bigint
+ALTER TABLE changed DROP COLUMN fast
 ALTER TABLE plain ALTER name SET NOT NULL
 ALTER TABLE plain ALTER name SET DEFAULT 'other'
 ALTER TABLE plain RENAME name TO title
@@ -215,14 +215,14 @@ ALTER TABLE long ALTER outside SET COMPRESSION pglz
 ALTER TABLE plain ALTER name SET STATISTICS 500
 ALTER TABLE roomy SET (fillfactor = 90)
 ALTER TABLE roomy CLUSTER ON roomy_pkey
-ALTER TABLE plain SET UNLOGGED
+ALTER TABLE roomy SET UNLOGGED
 ALTER TABLE unlogged SET LOGGED
 ALTER TABLE plain REPLICA IDENTITY FULL
 ALTER TABLE watched DISABLE TRIGGER ALL
 ALTER TABLE secret DISABLE ROW LEVEL SECURITY
 ALTER TABLE plain ENABLE ROW LEVEL SECURITY
 ALTER TABLE parted DETACH PARTITION parted_1
-ALTER TABLE parted DETACH PARTITION parted_1 CONCURRENTLY
+ALTER TABLE parted_2 DETACH PARTITION parted_2b CONCURRENTLY
 ALTER TABLE parted ATTACH PARTITION loose FOR VALUES IN (7)
 ALTER TABLE heir NO INHERIT ancestor
 CREATE INDEX ON {t} USING brin ((1))
@@ -259,7 +259,7 @@ REFRESH MATERIALIZED VIEW unfilled
 CREATE MATERIALIZED VIEW new_summary AS SELECT count(*) FROM reference
 CREATE STATISTICS new_statistics ON a, b FROM keyless
 DROP STATISTICS reference_both
-CREATE EXTENSION pg_trgm
+CREATE EXTENSION fuzzystrmatch
 CREATE EXTENSION tablefunc
 DROP EXTENSION hstore
 CREATE PUBLICATION news FOR TABLE plain
@@ -274,7 +274,6 @@ REVOKE ALL ON plain FROM PUBLIC
 GRANT SELECT ON LARGE OBJECT 1000 TO PUBLIC
 ALTER DEFAULT PRIVILEGES GRANT INSERT ON TABLES TO PUBLIC
 ALTER DEFAULT PRIVILEGES IN SCHEMA other REVOKE SELECT ON TABLES FROM PUBLIC
-SECURITY LABEL ON TABLE plain IS 'x'
 REASSIGN OWNED BY CURRENT_USER TO CURRENT_USER
 """
 
@@ -289,7 +288,6 @@ CLUSTER roomy USING roomy_pkey
 REINDEX TABLE {t}
 REINDEX INDEX CONCURRENTLY reference_partial
 REINDEX TABLE CONCURRENTLY plain
-CHECKPOINT
 """
 
 TRANSACTIONS = """
@@ -306,6 +304,30 @@ COMMIT PREPARED 'later'
 ROLLBACK PREPARED 'later'
 SELECT 1 / 0
 """
+
+SUPERUSER = """
+CHECKPOINT
+SELECT pg_switch_wal()
+VACUUM
+VACUUM (FREEZE)
+VACUUM (FULL) pg_class
+REINDEX TABLE pg_attribute
+ANALYZE
+SET session_replication_role = replica; DELETE FROM watched; INSERT INTO cascading VALUES ({n}0, 999)
+SET session_replication_role = replica; UPDATE plain SET id = id + 50
+ALTER EVENT TRIGGER seen DISABLE
+DROP EVENT TRIGGER seen
+CREATE EVENT TRIGGER unseen ON sql_drop EXECUTE FUNCTION ddl_seen()
+ALTER TABLE {t} OWNER TO CURRENT_USER
+ALTER FUNCTION twice OWNER TO CURRENT_USER
+UPDATE pg_proc SET procost = {n} WHERE proname = 'twice'
+UPDATE pg_class SET reltuples = {n} WHERE relname = 'plain'
+REVOKE EXECUTE ON FUNCTION pg_catalog.random() FROM PUBLIC
+CREATE EXTENSION pageinspect
+CREATE PUBLICATION everything FOR ALL TABLES
+DELETE FROM pg_statistic WHERE starelid = 'reference'::regclass
+"""
+"""What a worker's role may only do with the setting superuser."""
 
 SURROUNDINGS = """
 DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = ''{n}MB''', current_database()); END $$

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,6 +16,9 @@ SESSIONS = ("a", "b")
 
 BACKGROUND = "c"
 """It is given a statement that is still running at the reset."""
+
+SUPERUSER = "superuser"
+"""It does what the worker's role may not do, and is gone before the reset."""
 
 PREPARED = "PREPARE TRANSACTION 'later'"
 
@@ -75,6 +79,7 @@ KINDS: dict[str, tuple[int, list[str]]] = {
     "session": (4, _lines(of.SESSION)),
     "maintenance": (2, _lines(of.MAINTENANCE)),
     "schema": (3, _lines(of.SCHEMA_CHANGES)),
+    "superuser": (1, _lines(of.SUPERUSER)),
     "surroundings": (1, _lines(of.SURROUNDINGS)),
     "outside": (1, _lines(of.OUTSIDE)),
 }
@@ -100,20 +105,24 @@ def _filled(template: str, salt: int) -> str:
 
 
 def _step(session: str, template: str, salt: int) -> Step:
+    if template in KINDS["superuser"][1]:
+        session = SUPERUSER
     data = of.COPIES.get(template)
     return Step(session, _filled(template, salt), None if data is None else _filled(data, salt))
 
 
-def workloads(*kinds: str) -> st.SearchStrategy[Workload]:
-    """Workloads of statements of these `kinds`, of all by default."""
-    templates = [line for kind, (_, lines) in KINDS.items() if not kinds or kind in kinds for line in lines]
-    weights = [
-        max(1, round(40 * weight / len(lines)))
-        for kind, (weight, lines) in KINDS.items()
-        if not kinds or kind in kinds
-        for _ in lines
-    ]
-    drawn = st.sampled_from([t for t, weight in zip(templates, weights, strict=True) for _ in range(weight)])
+def workloads(*kinds: str, about: str = "") -> st.SearchStrategy[Workload]:
+    """Workloads of statements of these `kinds`, of all by default, that match the pattern `about`."""
+    drawn = st.sampled_from(
+        [
+            template
+            for kind, (weight, templates) in KINDS.items()
+            if not kinds or kind in kinds
+            for template in templates
+            if re.search(about, template)
+            for _ in range(max(1, round(40 * weight / len(templates))))
+        ]
+    )
     salts = st.integers(0, 999)
     sessions = st.sampled_from("aaab")
 

@@ -1,0 +1,108 @@
+"""No workload leaves anything behind: random ones, on every engine, alone and beside others on one server."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from conftest import Target
+from machine import running
+from workloads.arena import FOLDER, arena
+from workloads.broken import FORGOTTEN, forgetful
+from workloads.hunt import OPTIONS, WorkloadError, hunt, play, several
+from workloads.workload import Round, Step, Workload
+
+SHARES = {"docker-15": 0.05, "docker-18": 0.05} | {f"local-{version}": 0.15 for version in (15, 16, 17, 18)}
+"""Which part of all workloads is played on each target, one worker to a server; four that share one get the rest."""
+
+SETTINGS = OPTIONS | {"init": [str(FOLDER / "schema.sql")]}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def first_seed(request: pytest.FixtureRequest) -> int:
+    """Another in every run, but for `--hypothesis-seed`; a failure says which it was."""
+    given = request.config.getoption("--hypothesis-seed", default=None)
+    return int(given) if given and given != "random" else random.randrange(10**9)
+
+
+@pytest.fixture
+def total(request: pytest.FixtureRequest) -> int:
+    """How many workloads there are to be in all; each has two rounds on average, and a reset after each."""
+    return int(request.config.getoption("--workloads")) // 2
+
+
+def test_no_workload_leaves_anything_behind(target: Target, first_seed: int, total: int) -> None:
+    count = round(total * SHARES[f"{target.engine}-{target.version}"])
+    with running(**target.settings, **SETTINGS) as sandbox:
+        print(play(sandbox, count=count, seed_=first_seed))
+
+
+@pytest.mark.parametrize("version", [15, 18])
+def test_no_workload_leaves_anything_behind_beside_three_others(
+    binaries: None, version: int, first_seed: int, total: int
+) -> None:
+    words = ("--engine", "local", "--version", str(version), "--count", str(round(total * 0.15 / 4)))
+    done = several(4, *words, seed_=first_seed)
+    for one in done:
+        print(one.stdout)
+    assert [one.returncode for one in done] == [0, 0, 0, 0]
+
+
+# The test of the test -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", FORGOTTEN)
+def test_a_reset_that_forgets_something_is_found_out(
+    some_target: Target, first_seed: int, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    with running(**some_target.settings, **SETTINGS) as sandbox:
+        with arena(sandbox) as ground, forgetful(sandbox, what, monkeypatch):
+            with pytest.raises(WorkloadError):
+                hunt(ground, count=60, seed_=first_seed, about=FORGOTTEN[what][1], shrink=False)
+
+
+def test_a_failure_is_shown_as_the_smallest_script_and_comes_again(
+    some_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    with running(**some_target.settings, **SETTINGS) as sandbox:
+        for _ in range(2):
+            with arena(sandbox) as ground:
+                with forgetful(sandbox, "comments", monkeypatch), pytest.raises(WorkloadError) as caught:
+                    hunt(ground, count=60, seed_=17, about="COMMENT ON COLUMN")
+                said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert re.sub(r"objoid \d+", "objoid …", said[0]) == (
+        "-- round 1\n"
+        "-- in session a\n"
+        "COMMENT ON COLUMN plain.name IS 'another';\n"
+        "-- reset\n"
+        "-- leaves this behind:\n"
+        "pg_description: the row (objoid …, classoid pg_class, objsubid 2) is gone\n"
+        "-- play it again: scripts/workloads --seed 17 --count 60"
+    )
+
+
+def test_what_a_workload_shows_of_itself_is_sql() -> None:
+    steps = (
+        Step("a", "BEGIN"),
+        Step("b", "COPY keyless FROM STDIN", "1\tx\n"),
+        Step("c", "SELECT pg_sleep(30)"),
+    )
+    assert str(Workload((Round(()), Round(steps, asks=True)))) == (
+        "-- round 1\n"
+        "-- reset\n"
+        "-- round 2, beginning with nextval of each sequence\n"
+        "-- in session a\n"
+        "BEGIN;\n"
+        "-- in session b\n"
+        "COPY keyless FROM STDIN;\n"
+        "1\tx\n"
+        "\\.\n"
+        "-- in session c\n"
+        "SELECT pg_sleep(30);   -- not waited for\n"
+        "-- reset"
+    )
