@@ -33,7 +33,7 @@ def differences(before: Dump, after: Dump, *, order: bool = False) -> list[str]:
     `after` is made like `before`, or both keep all rows. What belongs to a session alone, such as its temporary
     tables, is not compared.
     """
-    names = _relation_names(before, after)
+    names: dict[str, str] = {}
     found = []
     for name in dict.fromkeys([*before.items, *after.items]):
         item = after.items.get(name) or before.items[name]
@@ -46,6 +46,7 @@ def differences(before: Dump, after: Dump, *, order: bool = False) -> list[str]:
         elif before.marks[name].content != after.marks[name].content or (
             before.marks[name].rows != after.marks[name].rows
         ):
+            names = names or _relation_names(before, after)
             found += _in_brief(name, item, _told(name, item, before, after, names))
         elif order and before.marks[name].order != after.marks[name].order:
             found.append(f"{name}: the same rows come in another order")
