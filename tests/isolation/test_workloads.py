@@ -9,11 +9,13 @@ from conftest import Target
 from machine import running
 from workloads.arena import FOLDER, arena
 from workloads.broken import FORGOTTEN, forgetful
-from workloads.hunt import OPTIONS, WorkloadError, hunt, play, several
+from workloads.hunt import OPTIONS, WorkloadError, hunt, several, told
 from workloads.workload import Round, Step, Workload
 
+from pgsandbox.isolation.clone import CloneIsolation
+
 SHARES = {"docker-15": 0.05, "docker-18": 0.05} | {f"local-{version}": 0.15 for version in (15, 16, 17, 18)}
-"""Which part of all workloads is played on each target, one worker to a server; four that share one get the rest."""
+"""Which part of all workloads is played on each target, one worker to a server; the others below get the rest."""
 
 SETTINGS = OPTIONS | {"init": [str(FOLDER / "schema.sql")]}
 
@@ -35,15 +37,40 @@ def total(request: pytest.FixtureRequest) -> int:
 
 def test_no_workload_leaves_anything_behind(target: Target, first_seed: int, total: int) -> None:
     count = round(total * SHARES[f"{target.engine}-{target.version}"])
-    with running(**target.settings, **SETTINGS) as sandbox:
-        print(play(sandbox, count=count, seed_=first_seed))
+    words = ("--engine", target.engine, "--version", str(target.version))
+    with running(**target.settings, **SETTINGS) as sandbox, arena(sandbox) as ground:
+        hunt(ground, count=count, seed_=first_seed, words=words)
+        print(told(ground.tally))
+
+
+def test_no_superusers_workload_leaves_anything_behind(binaries: None, first_seed: int, total: int) -> None:
+    words = ("--engine", "local", "--version", "18", "--superuser")
+    with running(engine="local", version=18, superuser=True, **SETTINGS) as sandbox, arena(sandbox) as ground:
+        hunt(ground, count=round(total * 0.1), seed_=first_seed, words=words)
+        print(told(ground.tally))
+
+
+ROWS_OF_PLAIN_TABLES = (
+    r"^(INSERT INTO|UPDATE|DELETE FROM|COPY|MERGE INTO|SELECT \*.*) (plain|keyless|reference|roomy)\b"
+)
+
+
+def test_a_session_at_rest_lives_through_the_reset_of_rows(some_target: Target, first_seed: int, total: int) -> None:
+    """With all that it has prepared, and it is handed no sequence's value of before."""
+    with running(**some_target.settings, **SETTINGS) as sandbox:
+        if type(sandbox.database()._isolation) is CloneIsolation:
+            pytest.skip("a clone cuts every session")
+        with arena(sandbox) as ground:
+            hunt(ground, count=round(total * 0.1), seed_=first_seed, about=ROWS_OF_PLAIN_TABLES)
+            assert ground.tally["cut while idle"] == 0
+            assert ground.tally["lives on"] > ground.tally["rounds"]
 
 
 @pytest.mark.parametrize("version", [15, 18])
 def test_no_workload_leaves_anything_behind_beside_three_others(
     binaries: None, version: int, first_seed: int, total: int
 ) -> None:
-    words = ("--engine", "local", "--version", str(version), "--count", str(round(total * 0.15 / 4)))
+    words = ("--engine", "local", "--version", str(version), "--count", str(round(total * 0.1 / 4)))
     done = several(4, *words, seed_=first_seed)
     for one in done:
         print(one.stdout)

@@ -10,6 +10,7 @@ import argparse
 import os
 import random
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -44,8 +45,13 @@ def hunt(
     kinds: Sequence[str] = UNDONE_BY_CLONES,
     about: str = "",
     shrink: bool = True,
+    words: Sequence[str] = (),
 ) -> None:
-    """Play `count` workloads that the number `seed_` determines. Raises WorkloadError."""
+    """Play `count` workloads that the number `seed_` determines. Raises WorkloadError.
+
+    They are of these `kinds` of statements, and of those that match the pattern `about`. `words` are the arguments of
+    scripts/workloads that lead to the same ground.
+    """
     last: list[Workload] = []
 
     @seed(seed_)
@@ -66,28 +72,18 @@ def hunt(
     try:
         check()
     except Exception as problem:
-        again = f"scripts/workloads --seed {seed_} --count {count}"
+        again = shlex.join(["scripts/workloads", *words, "--seed", str(seed_), "--count", str(count)])
         raise WorkloadError(f"{last[0]}\n-- leaves this behind:\n{problem}\n-- play it again: {again}") from problem
 
 
-def told(tally: Counter[str], seconds: float) -> str:
+def told(tally: Counter[str]) -> str:
     """What happened, in a line."""
     rounds, steps = max(1, tally["rounds"]), max(1, tally["done"] + tally["refused"])
     return (
-        f"{tally['rounds']} resets in {seconds:.0f} s, {tally['reset µs'] / rounds / 1000:.1f} ms each; of {steps}"
-        f" statements {100 * tally['refused'] / steps:.0f}% were refused; of the sessions {tally['lives on']} lived on,"
+        f"{tally['rounds']} resets, {tally['reset µs'] / rounds / 1000:.1f} ms each; of {steps} statements"
+        f" {100 * tally['refused'] / steps:.0f}% were refused; of the sessions {tally['lives on']} lived on,"
         f" {tally['cut']} were cut at work, {tally['cut while idle']} at rest"
     )
-
-
-def play(
-    sandbox: Sandbox, *, count: int, seed_: int, alone: bool = True, kinds: Sequence[str] = UNDONE_BY_CLONES
-) -> str:
-    """Play `count` workloads in `sandbox`; what happened, in a line. Raises WorkloadError."""
-    began = time.monotonic()
-    with arena(sandbox, alone=alone) as ground:
-        hunt(ground, count=count, seed_=seed_, kinds=kinds)
-        return told(ground.tally, time.monotonic() - began)
 
 
 def several(workers: int, *words: str, seed_: int) -> list[subprocess.CompletedProcess[str]]:
@@ -128,6 +124,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", help="for docker")
     parser.add_argument("--isolation", default="reset", choices=("reset", "clone"))
     parser.add_argument("--workers", type=int, default=1, help="processes that share one server")
+    parser.add_argument("--superuser", action="store_true", help="the sessions are superusers")
+    parser.add_argument("--order", action="store_true", help="compare the order of an unordered SELECT, too")
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), default=list(UNDONE_BY_CLONES))
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--worker", default="main", help=argparse.SUPPRESS)
@@ -147,21 +145,24 @@ def main(words: Sequence[str] | None = None) -> int:
         run=run or None,
         worker=given_.worker,
         workers=int(workers),
-        scope="session",
+        scope="session" if workers != "1" else "auto",
         **{name: value for name, value in choice.items() if value is not None},
+        superuser=given_.superuser,
         **OPTIONS,
     )
+    again = ["--engine", given_.engine, "--version", str(sandbox.choice.version).partition(".")[0]]
+    again += ["--superuser"] * given_.superuser + ["--order"] * given_.order
     number = given_.seed if given_.seed is not None else random.randrange(10**9)
     deadline = time.monotonic() + 3600 * (given_.hours or 0)
-    with sandbox, arena(sandbox, alone=workers == "1") as ground:
+    with sandbox, arena(sandbox, alone=workers == "1", order=given_.order) as ground:
         while True:
             began = time.monotonic()
             try:
-                hunt(ground, count=given_.count, seed_=number, kinds=given_.kinds)
+                hunt(ground, count=given_.count, seed_=number, kinds=given_.kinds, words=again)
             except WorkloadError as problem:
                 print(f"{given_.worker}: seed {number} fails:\n{problem}", flush=True)
                 return 1
-            print(f"{given_.worker}: seed {number}: {told(ground.tally, time.monotonic() - began)}", flush=True)
+            print(f"{given_.worker}: seed {number}: {time.monotonic() - began:.0f} s, {told(ground.tally)}", flush=True)
             ground.tally.clear()
             number += int(workers)
             if time.monotonic() >= deadline:
