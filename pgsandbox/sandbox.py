@@ -305,7 +305,7 @@ class Sandbox:
         from pgsandbox.isolation.verify import VerifiedIsolation
 
         is_alone = self.server.is_ours and (self.scope == "worker" or self.workers == 1)
-        return VerifiedIsolation(isolation, self.server, address.name, login=address.user, is_alone=is_alone)
+        return VerifiedIsolation(isolation, self.server, address, is_alone=is_alone)
 
     def _isolation(self, name: str, login: str) -> CloneIsolation:
         template_ = self.server.names.template

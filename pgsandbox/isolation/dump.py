@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pgsandbox import scram
 from pgsandbox.isolation import indexes, surroundings
 
 if TYPE_CHECKING:
     import psycopg
+
+    from pgsandbox.database import Address
 
 MOVES = {
     "pg_class": {
@@ -154,9 +157,9 @@ class Dump:
 
 
 def dump(
-    connection: psycopg.Connection[Any], *, login: str, like: Dump | None = None, whole_server: bool = False
+    connection: psycopg.Connection[Any], address: Address, *, like: Dump | None = None, whole_server: bool = False
 ) -> Dump:
-    """The full state of the database that `connection`, a superuser's, is connected to; `login` is who enters it.
+    """The full state of the database at `address`, by a superuser's `connection` to it.
 
     With `like`, only rows of what differs from that dump are kept, which is fast. With `whole_server` also what other
     databases and roles there are, which is of interest where nobody else uses the server. Raises psycopg.Error.
@@ -164,7 +167,10 @@ def dump(
     connection.execute(_QUIET)
     try:
         items = {name: item for relation in connection.execute(_RELATIONS) for name, item in _relation(relation)}
-        for name, question in surroundings.questions(login, whole_server=whole_server).items():
+        verifier = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = %s", [address.user]).fetchone()
+        is_let_in = verifier is not None and scram.is_verifier(verifier[0] or "", address.password)
+        asked = surroundings.questions(address.user, is_let_in=is_let_in, whole_server=whole_server)
+        for name, question in asked.items():
             items[name] = Item("about", "q", f"({question}) q", ("what", "value"), key=("what",))
         columns = ("classid", "objid", "objsubid", "refclassid", "refobjid", "deptype")
         oids = frozenset({"objid", "refobjid"})

@@ -43,10 +43,11 @@ _NAMED = """
 """
 
 
-def questions(login: str, *, whole_server: bool) -> dict[str, str]:
+def questions(login: str, *, is_let_in: bool, whole_server: bool) -> dict[str, str]:
     """The questions by name, in SQL, about the database that is connected to and the role `login` that enters it.
 
-    With `whole_server` also those about other databases and roles, but for pgsandbox's own.
+    Whether its password still lets it in is known already: that can't be asked, and a verifier has a salt. With
+    `whole_server` also those about other databases and roles, but for pgsandbox's own.
     """
     entering = sql.Literal(login).as_string()
     mine = f"({_OWNER}, (SELECT oid FROM pg_roles WHERE rolname = {entering}))"
@@ -54,7 +55,8 @@ def questions(login: str, *, whole_server: bool) -> dict[str, str]:
         "database": f"""
             SELECT 'the database: ' || key, value FROM pg_database d, jsonb_each_text(
                 to_jsonb(d) - ARRAY['oid', 'datfrozenxid', 'datminmxid']) WHERE d.oid = {_THIS}""",  # a clone's own
-        "roles": f"{_ROLE} WHERE r.oid IN {mine}",
+        "roles": f"{_ROLE} WHERE r.oid IN {mine} AND NOT (rolname = {entering} AND key = 'rolpassword')",
+        "password": f"SELECT 'the password of ' || {entering}, '{'the right one' if is_let_in else 'another'}'",
         "memberships": f"{_MEMBER} WHERE m.member IN {mine}",
         "settings": f"{_SETTINGS} WHERE s.setdatabase = {_THIS} OR s.setdatabase = 0 AND s.setrole IN {mine}",
         "comments": f"""

@@ -11,6 +11,7 @@ from pgsandbox.isolation.differences import differences
 from pgsandbox.isolation.dump import Dump, dump
 
 if TYPE_CHECKING:
+    from pgsandbox.database import Address
     from pgsandbox.isolation import Isolation
     from pgsandbox.server import Server
 
@@ -25,7 +26,7 @@ class VerifiedIsolation:
     are at work while it runs are not its business: whoever resets has ended them. Raises PgsandboxError.
     """
 
-    def __init__(self, inner: Isolation, server: Server, name: str, *, login: str, is_alone: bool) -> None:
+    def __init__(self, inner: Isolation, server: Server, address: Address, *, is_alone: bool) -> None:
         if server.version_num < 150000:
             raise UsageError("verify needs PostgreSQL 15 or later", why=f"the server has {server.version}")
         if server.admin.info.parameter_status("is_superuser") != "on":
@@ -36,8 +37,7 @@ class VerifiedIsolation:
             )
         self._inner = inner
         self._server = server
-        self._name = name
-        self._login = login
+        self._address = address
         self._is_alone = is_alone
         self._dumps = {inner.baseline: self._dump()}
 
@@ -77,7 +77,7 @@ class VerifiedIsolation:
         if found:
             more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
             raise VerifyError(
-                f"{what} of {self._name} did not bring back its baseline",
+                f"{what} of {self._address.name} did not bring back its baseline",
                 why="\n".join([*found[:_SHOWN], *more]),
                 looked_at=("a dump of the baseline", "a dump of the database afterwards"),
                 hint="this is a bug of pgsandbox: please report it, with these lines and what the test before them did;"
@@ -85,10 +85,10 @@ class VerifiedIsolation:
             )
 
     def _dump(self, like: Dump | None = None) -> Dump:
-        with self._server.inside(self._name) as connection:
+        with self._server.inside(self._address.name) as connection:
             try:
-                return dump(connection, login=self._login, like=like, whole_server=self._is_alone)
+                return dump(connection, self._address, like=like, whole_server=self._is_alone)
             except psycopg.Error as problem:
                 raise ServerError(
-                    f"{self._name} can't be verified", why=problem.diag.message_primary or str(problem).strip()
+                    f"{self._address.name} can't be verified", why=problem.diag.message_primary or str(problem).strip()
                 ) from problem

@@ -87,9 +87,9 @@ def database(sandbox: Sandbox, before: Dump) -> Iterator[Database]:
 
 
 def state(sandbox: Sandbox, like: Dump | None = None) -> Dump:
-    name = sandbox.database().name
-    with sandbox.server.inside(name) as connection:
-        return dump(connection, login=name, like=like, whole_server=True)
+    address = sandbox.database().address
+    with sandbox.server.inside(address.name) as connection:
+        return dump(connection, address, like=like, whole_server=True)
 
 
 AMONG_OTHERS = "and so on"
@@ -292,10 +292,13 @@ CASES: dict[str, list[str]] = {
         "role pgsandbox_main: rolvaliduntil was NULL, is 2100-01-01T00:00:00+00:00"
     ],
     "CREATE TEMP TABLE was AS TABLE pg_authid; ALTER ROLE pgsandbox_main PASSWORD 'another'": [
-        "role pgsandbox_main: rolpassword was verifier …, is verifier …"
+        "the password of pgsandbox_main was the right one, is another"
     ],
     "GRANT pg_read_all_data TO pgsandbox_main": [
         'pgsandbox_main is a member of pg_read_all_data, granted by postgres ({"admin_option": false}) is there now'
+    ],
+    "ALTER ROLE pgsandbox_owner PASSWORD 'another'": [
+        "role pgsandbox_owner: rolpassword was NULL, is verifier …",
     ],
     # The server
     "CREATE ROLE somebody": [
@@ -325,6 +328,7 @@ UNDO = {
         "UPDATE pg_authid a SET rolpassword = w.rolpassword FROM was w WHERE w.oid = a.oid"
     ),
     "GRANT pg_read_all_data TO pgsandbox_main": "REVOKE pg_read_all_data FROM pgsandbox_main",
+    "ALTER ROLE pgsandbox_owner PASSWORD 'another'": "ALTER ROLE pgsandbox_owner PASSWORD NULL",
     "CREATE ROLE somebody": "DROP ROLE somebody",
     "CREATE DATABASE another": "DROP DATABASE another",
     "GRANT SET ON PARAMETER work_mem TO PUBLIC": "REVOKE SET ON PARAMETER work_mem FROM PUBLIC",

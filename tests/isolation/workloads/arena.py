@@ -50,7 +50,6 @@ class Arena:
         self._order = order
         self._stack = contextlib.ExitStack()
         self._admin: psycopg.Connection[Any] | None = None
-        self._fresh: Database | None = None
         self.tally: Counter[str] = Counter()
         self.database = self._prepared(sandbox.database())
         self.baseline = self._dump()
@@ -122,8 +121,7 @@ class Arena:
             if self._admin is None or self._admin.closed:
                 self._admin = self._sandbox.server.connect_admin(self.database.name)
             try:
-                login = self.database.address.user
-                return dump(self._admin, login=login, like=like, whole_server=self._alone)
+                return dump(self._admin, self.database.address, like=like, whole_server=self._alone)
             except psycopg.OperationalError:
                 self._admin.close()
                 if not again:
@@ -152,10 +150,9 @@ class Arena:
         self._stack = contextlib.ExitStack()
         if self._admin is not None:
             self._admin.close()
-        if self._fresh is not None:
-            self._sandbox.drop(self._fresh)
-        self._fresh = self._sandbox.fresh()
-        self.database = self._prepared(self._fresh)
+        self._sandbox.drop(self.database)
+        self.tally["made anew"] += 1
+        self.database = self._prepared(self._sandbox.database(f"{self._sandbox.worker}_{self.tally['made anew']}"))
         self.baseline = self._dump()
 
 
