@@ -8,6 +8,7 @@ PgsandboxError                1   something failed
 ├── NoSuchSandboxError        5   no sandbox of that name
 ├── ServerError               1   the server died, refused, or may not do what is needed
 │   └── SeedError             1   a kept template is damaged; it is built anew
+├── VerifyError               1   a reset did not bring back the baseline: a bug of pgsandbox
 ├── PlaceError                1   a folder of ours can't be used
 ├── TemplateError             1   the template can't be built
 │   └── StepError             1   an init step failed; `why` is what it said itself
@@ -99,6 +100,10 @@ class ServerError(PgsandboxError):
 
 class SeedError(ServerError):
     """A kept template is damaged, or has gone; whoever sees this builds it anew."""
+
+
+class VerifyError(PgsandboxError):
+    """A reset did not bring back the baseline; `why` is what differs. Only ever raised with the setting verify."""
 
 
 class PlaceError(PgsandboxError):

@@ -22,6 +22,7 @@ from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 if TYPE_CHECKING:
+    from pgsandbox.isolation import Isolation
     from pgsandbox.server import Server
 
 NAMED = "named-"
@@ -232,7 +233,8 @@ class Sandbox:
         name = self.server.names.database(worker)
         isolation = self._clones(name, login.user)
         isolation.create()
-        self._databases[worker] = Database(dataclasses.replace(login, name=name), isolation), isolation
+        address = dataclasses.replace(login, name=name)
+        self._databases[worker] = Database(address, self._verified(isolation, address)), isolation
         return self._databases[worker][0]
 
     def drop(self, database: Database) -> None:
@@ -303,7 +305,17 @@ class Sandbox:
         self._facts.apply_to_login(server, name)
         isolation = self._isolation(name, password)
         isolation.create()
-        return Database(Address(server.host, server.port, name, password, name), isolation), isolation
+        address = Address(server.host, server.port, name, password, name)
+        return Database(address, self._verified(isolation, address)), isolation
+
+    def _verified(self, isolation: Isolation, address: Address) -> Isolation:
+        """What the database at `address` is reset by: `isolation`, with the setting verify watched at its work."""
+        if not self.settings.verify:
+            return isolation
+        from pgsandbox.isolation.verify import VerifiedIsolation
+
+        is_alone = self.server.is_ours and (self.scope == "worker" or self.workers == 1)
+        return VerifiedIsolation(isolation, self.server, address, is_alone=is_alone)
 
     def _isolation(self, name: str, password: str) -> CloneIsolation | ResetIsolation:
         clones = self._clones(name, name)

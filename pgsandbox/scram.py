@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 
 _ITERATIONS = 1
@@ -15,6 +16,16 @@ connect over TCP three times cheaper than PostgreSQL's default of 4096."""
 def new_password() -> str:
     """A random password of 128 bits, in letters and digits that need no quoting anywhere."""
     return secrets.token_hex(16)
+
+
+def is_verifier(text: str, password: str) -> bool:
+    """Whether `text`, as PostgreSQL stores it, lets in who knows `password`."""
+    found = re.fullmatch(r"SCRAM-SHA-256\$([0-9]+):([^$]+)\$([^:]+):.+", text)
+    if found is None:
+        return False
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(found[2]), int(found[1]))
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    return base64.b64decode(found[3]) == hashlib.sha256(key).digest()
 
 
 def verifier(password: str) -> str:

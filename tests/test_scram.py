@@ -56,3 +56,11 @@ def test_passwords_are_new_and_need_no_quoting() -> None:
     passwords = {scram.new_password() for _ in range(1000)}
     assert len(passwords) == 1000
     assert all(re.fullmatch(r"[0-9a-f]{32}", password) for password in passwords)
+
+
+def test_a_verifier_is_told_from_that_of_another_password() -> None:
+    password = scram.new_password()
+    assert scram.is_verifier(scram.verifier(password), password)
+    assert not scram.is_verifier(scram.verifier(password), scram.new_password())
+    assert not scram.is_verifier("md5" + "0" * 32, password)
+    assert not scram.is_verifier("", password)

@@ -1,0 +1,1 @@
+"""Random workloads, and the proof that a reset undoes each of them."""
