@@ -23,7 +23,8 @@ _UNMOVED = "-c role=none -c default_transaction_read_only=off -c statement_timeo
 
 _INSPECTING = (
     "-c search_path=pg_catalog -c session_replication_role=replica -c row_security=off -c synchronize_seqscans=off"
-    " -c client_min_messages=error -c lock_timeout=5s -c statement_timeout=60s -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
+    " -c client_min_messages=error -c lock_timeout=5s -c statement_timeout=60s"
+    " -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
 )
 _SINCE_17 = "-c event_triggers=off -c transaction_timeout=0"
 

@@ -23,8 +23,10 @@ class NotProvenError(Exception):
 class Isolation(Protocol):
     """The way back to the baseline for one database. All of its methods raise PgsandboxError."""
 
-    made_anew: list[str]
-    """Why a reset had to make the database anew, which cuts connections; whoever reads it empties it."""
+    @property
+    def made_anew(self) -> list[str]:
+        """Why a reset had to make the database anew, which cuts connections; whoever reads it empties it."""
+        ...
 
     def reset(self) -> None:
         """Bring the database to its baseline."""

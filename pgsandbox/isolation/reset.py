@@ -31,8 +31,11 @@ class ResetIsolation:
     def __init__(self, clones: CloneIsolation, server: Server, name: str, *, facts: Facts, shared: Shared) -> None:
         self.made_anew: list[str] = []
         self._clones = clones
+        self._server = server
+        self._name = name
         self._shared = shared
         self._watch = Watch(server, name)
+        self._unwatched: NotProvenError | None = None
         self._judge = Judge(self._watch, shared)
         self._levels = Levels(server, name, Level(clones.baseline, _by_oid(facts.sequences)))
 
@@ -57,6 +60,8 @@ class ResetIsolation:
     def reset(self) -> None:
         """Bring it to its baseline: by undoing, else by a clone. Raises PgsandboxError."""
         try:
+            if self._unwatched is not None:
+                raise self._unwatched
             _repeat(self._is_undone)
         except NotProvenError as reason:
             self._make_anew(str(reason))
@@ -81,7 +86,7 @@ class ResetIsolation:
     def _is_undone(self) -> bool:
         """Whether it is at its baseline now; False where somebody got in the way. Raises NotProvenError."""
         look = self._watch.settle()
-        if self._watch.is_untouched(look) and not self._judge.has_unlogged and not self._watch.is_unknown:
+        if self._watch.is_untouched(look) and not self._judge.has_unlogged:
             return True
         plan = self._judge.plan(self._watch.read(look))
         if plan is None:
@@ -112,8 +117,14 @@ class ResetIsolation:
         self._judge.forget(sequence.oid for sequence, (_, _, is_cached) in values.items() if is_cached)
 
     def _begin(self) -> None:
-        self._watch.begin()
-        self._judge.begin()
+        """Watch over the database from its present state on, where that can be done without leaving a trace in it."""
+        self._unwatched = None
+        try:
+            self._watch.begin()
+            self._judge.begin()
+        except NotProvenError as reason:
+            self._watch.leave()
+            self._unwatched = reason
 
     # Baselines -------------------------------------------------------------------------------------------------------
 
@@ -122,9 +133,11 @@ class ResetIsolation:
 
         With `if_changed` None, and nothing done, where it is the baseline already or somebody has a transaction open.
         """
+        if if_changed and self._unwatched is not None:
+            return None
         if if_changed:
             look = self._watch.look()
-            if look.busy or (self._watch.is_untouched(look) and not self._watch.is_unknown):
+            if look.busy or (self._watch.is_untouched(look)):
                 return None
         try:
             level = self._level_of_rows()
@@ -155,6 +168,8 @@ class ResetIsolation:
 
     def _level_of_rows(self) -> Level:
         """The present state as rows and sequences that differ from the baseline. Raises NotProvenError."""
+        if self._unwatched is not None:
+            raise self._unwatched
         found: list[Level] = []
 
         def is_taken() -> bool:
@@ -193,12 +208,12 @@ class ResetIsolation:
         return level
 
     def _level_of_its_own(self) -> Level:
+        with self._server.inside(self._name) as connection:
+            values = sequences.settle(connection)
         self._watch.leave()
         source = self._clones.snapshot()
         self._begin()
-        level = Level(source, _by_oid(sequences.settle(self._watch.undo.connection)))
-        self._watch.begin_again()
-        return level
+        return Level(source, _by_oid(values))
 
     def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:
         """Remove these rows, and set the sequences of these oids to what they are without the level that had both."""
@@ -222,15 +237,18 @@ class ResetIsolation:
         try:
             return self._clones.snapshot()
         finally:
-            self._begin()
-            self._watch.is_unknown = True
+            self._begin_unknown()
 
     def restore(self, snapshot: str) -> None:
         """Make it anew from `snapshot`; the baseline stays what it is. Whoever was connected is cut off."""
         self._watch.leave()
         self._clones.restore(snapshot)
+        self._begin_unknown()
+
+    def _begin_unknown(self) -> None:
+        """Watch over a state that is not the baseline: the next reset has to clone."""
         self._begin()
-        self._watch.is_unknown = True
+        self._unwatched = self._unwatched or NotProvenError("a snapshot was taken or restored")
 
     def forget(self, snapshot: str) -> None:
         """Drop the copy `snapshot`."""

@@ -39,6 +39,8 @@ UNION ALL SELECT ev_class::regclass::text FROM pg_rewrite WHERE ev_class = ANY (
 LIMIT 1
 """
 
+_ACTING = "SELECT 1 FROM pg_event_trigger WHERE evtenabled IN ('A', 'R')"
+
 Rows = frozenset[str]
 """Row addresses (tids), such as `(0,1)`."""
 
@@ -52,6 +54,9 @@ class Undo:
     def __init__(self, server: Server, database: str) -> None:
         self.connection = server.connect_inspector(database)
         self.pid = self.connection.info.backend_pid
+        if server.version_num < 170000 and self.connection.execute(_ACTING).fetchone():
+            self.connection.close()
+            raise NotProvenError("an event trigger that is always on would act on us, too")
         self._dead: collections.Counter[int] = collections.Counter()
         for name in ("heap_force_kill", "heap_force_freeze"):
             self.connection.execute(sql.SQL(_FUNCTION).format(name=sql.Identifier(name), name_text=sql.Literal(name)))

@@ -45,8 +45,6 @@ class Watch:
         self._may_prepare = False
         self._past: Past | None = None
         self._undo: Undo | None = None
-        self.is_unknown = False
-        """Whether the present state differs from the baseline by more than the log says."""
 
     @property
     def past(self) -> Past:
@@ -72,7 +70,6 @@ class Watch:
         self._oid, self._may_prepare = row
         self._undo = Undo(self._server, self._name)
         self._past = Past(self._server, self._name, self._oid)
-        self.is_unknown = False
         self.begin_again()
 
     def begin_again(self) -> None:
@@ -113,8 +110,6 @@ class Watch:
 
     def read(self, look: quiet.Look) -> wal.Touched:
         """What was written from the baseline until `look`. Raises NotProvenError, psycopg.Error."""
-        if self.is_unknown:
-            raise NotProvenError("a snapshot was taken or restored")
         admin = self._server.admin
         end = look.written if look.flushed >= look.written else wal.flush(admin)
         if end - self._since > _WORTH.get(self._server.version_num // 10000, _WORTH_ELSE):
