@@ -8,8 +8,9 @@ import re
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pgsandbox import pools
 from pgsandbox.errors import PgsandboxError, StepError, UsageError
 from pgsandbox.libpq import MISLEADING
 from pgsandbox.settings import masked
@@ -259,10 +260,51 @@ class Session:
             database.isolation.remake()
         else:
             database.reset()
-        made_anew = database.isolation.made_anew
-        self.notes.cloned += [f"{self._last or 'what ran before the first test'}: {reason}" for reason in made_anew]
-        made_anew.clear()
+        self._note_clones(database, self._last or "what ran before the first test")
         self._is_dirty = False
+
+    def _note_clones(self, database: Database, cause: str) -> None:
+        made_anew = database.isolation.made_anew
+        self.notes.cloned += [f"{cause}: {reason}" for reason in made_anew]
+        made_anew.clear()
+        for pool in pools.untold():
+            self.notes.trouble.append(f"after {cause}: a {pool} can't be told that its connections were cut off")
+
+    # Fixtures --------------------------------------------------------------------------------------------------------
+
+    def begin_fixture(self) -> None:
+        """Be at the baseline before a fixture that several tests share is set up. Raises PgsandboxError."""
+        if self._is_dirty and self._moves_baselines:
+            self._clean(self.database)
+
+    def settle_fixture(self, name: str) -> Any:
+        """Make what the fixture `name` has just loaded part of the baseline; what `return_fixture` takes."""
+        if not self._moves_baselines:
+            return None
+        moved = self.database.isolation.move_baseline(if_changed=True)
+        self._note_clones(self.database, f"fixture {name}")
+        return moved
+
+    def return_fixture(self, moved: Any, name: str) -> None:
+        """Take out of the baseline what a fixture had loaded, now that it is torn down. Never raises."""
+        if moved is None or self._sandbox is None or not self._sandbox.is_started:
+            return
+        try:
+            self.database.isolation.return_baseline(moved)
+            self._note_clones(self.database, f"the end of fixture {name}")
+        except Exception as problem:
+            self.notes.trouble.append(f"after fixture {name}: {_in_brief(problem)}")
+
+    @property
+    def _moves_baselines(self) -> bool:
+        return (
+            self.settings.isolation == "reset"
+            and self._failure is None
+            and self._sandbox is not None
+            and self._sandbox.is_started
+        )
+
+    # After a test ----------------------------------------------------------------------------------------------------
 
     def end_test(self, test: str, *, failed: bool) -> str | None:
         """Note what the test leaves behind; what it leaked, in words. Never raises."""

@@ -66,7 +66,7 @@ class ResetIsolation:
         except NotProvenError as reason:
             self._make_anew(str(reason))
         except (psycopg.Error, NotReadyError) as problem:
-            self._make_anew(str(problem).strip().partition("\n")[0] if self._watch.has_past else _WAITED)
+            self._make_anew(_first_line(problem) if self._watch.has_past else _WAITED)
 
     def remake(self) -> None:
         """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
@@ -141,7 +141,8 @@ class ResetIsolation:
                 return None
         try:
             level = self._level_of_rows()
-        except (NotProvenError, psycopg.Error, NotReadyError):
+        except (NotProvenError, psycopg.Error, NotReadyError) as reason:
+            self.made_anew.append(f"moving the baseline took a copy: {_first_line(reason)}")
             level = self._level_of_its_own()
         if if_changed and level.is_empty:
             return None
@@ -260,6 +261,10 @@ def _repeat(attempt: Callable[[], bool]) -> None:
         if attempt():
             return
     raise NotProvenError("somebody went on writing")
+
+
+def _first_line(problem: BaseException) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
 
 
 def _by_oid(values: Iterable[tuple[int, int, bool, bool]]) -> dict[int, undo.Value]:
