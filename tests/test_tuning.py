@@ -44,8 +44,8 @@ def test_without_workers_there_is_room_for_one() -> None:
     assert tuning.fitting_budget(workers=0, budget=20, available=30) == 20
 
 
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-SAFE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+FAST = {"fsync": "off", "full_page_writes": "off"}
+SAFE = {"fsync": "on", "full_page_writes": "on"}
 
 
 def in_force(target: Target, names: Any, **settings: Any) -> dict[str, str]:
