@@ -70,7 +70,8 @@ def test_a_server_has_what_it_was_told(where: Target) -> None:
         "wal_level": "minimal",
         "shared_buffers": "128MB",
         "checkpoint_timeout": "1d",
-        "max_wal_size": "1GB",
+        "max_wal_size": "256MB",
+        "wal_keep_size": "32MB",
         "min_wal_size": "32MB",
     }
     assert flags.keys() >= FAST.keys()

@@ -18,7 +18,7 @@ from machine import running
 from psycopg import sql
 
 from pgsandbox.errors import UsageError, VerifyError
-from pgsandbox.isolation.clone import CloneIsolation
+from pgsandbox.isolation.reset import ResetIsolation
 from pgsandbox.isolation.differences import differences, parsed
 from pgsandbox.isolation.dump import Dump, dump
 
@@ -488,7 +488,7 @@ def test_with_verify_a_reset_that_leaves_something_is_an_error(
         with database.connect(autocommit=True) as connection:
             connection.execute("INSERT INTO place VALUES ('left')")
         with monkeypatch.context() as patch:
-            patch.setattr(CloneIsolation, "reset", lambda _: None)
+            patch.setattr(ResetIsolation, "reset", lambda _: None)
             with pytest.raises(VerifyError) as caught:
                 database.reset()
         assert str(caught.value) == (
@@ -513,7 +513,7 @@ def test_every_version_has_its_own_catalogs(target: Target, project: Path) -> No
 
 def test_with_verify_many_differences_are_told_in_part(verified: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     database = verified.database()
-    monkeypatch.setattr(CloneIsolation, "reset", lambda _: None)
+    monkeypatch.setattr(ResetIsolation, "reset", lambda _: None)
     with database.connect(autocommit=True) as connection:
         for number in range(50):
             connection.execute(f"CREATE TABLE more_{number} ()")
@@ -541,7 +541,7 @@ def test_with_verify_baselines_move_and_snapshots_are_restored(
         insert("later")
         database.restore(snapshot)
         with monkeypatch.context() as patch:
-            patch.setattr(CloneIsolation, "restore", lambda *_: None)
+            patch.setattr(ResetIsolation, "restore", lambda *_: None)
             insert("left")
             with pytest.raises(VerifyError, match="the restore of pgsandbox_main did not bring back its baseline"):
                 database.restore(snapshot)
@@ -581,8 +581,8 @@ def test_the_setting_reaches_each_test(inner: Inner, pytester: pytest.Pytester) 
     """A reset that forgets is caught before the next test starts."""
     pytester.makeconftest(
         """
-        from pgsandbox.isolation.clone import CloneIsolation
-        CloneIsolation.reset = lambda self: None
+        from pgsandbox.isolation.reset import ResetIsolation
+        ResetIsolation.reset = lambda self: None
         """
     )
     pytester.makepyfile(
