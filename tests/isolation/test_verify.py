@@ -18,9 +18,9 @@ from machine import running
 from psycopg import sql
 
 from pgsandbox.errors import UsageError, VerifyError
-from pgsandbox.isolation.reset import ResetIsolation
 from pgsandbox.isolation.differences import differences, parsed
 from pgsandbox.isolation.dump import Dump, dump
+from pgsandbox.isolation.reset import ResetIsolation
 
 if TYPE_CHECKING:
     from pgsandbox import Database, Sandbox
