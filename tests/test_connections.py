@@ -106,7 +106,8 @@ def test_the_test_that_overdraws_names_who_holds_the_connections(inner: Inner, p
         test_greedy=GREEDY,
         test_neighbour="def test_neighbour(pgsandbox):\n    for _ in range(50): pgsandbox.connect().close()",
     )
-    result = inner("-n2", "--dist=loadfile", "--pgsandbox-connections=2", "--pgsandbox-scope=session")
+    flags = ("--pgsandbox-connections=2", "--pgsandbox-scope=session", "--pgsandbox-isolation=clone")
+    result = inner("-n2", "--dist=loadfile", *flags)
     result.assert_outcomes(passed=2, failed=4)
     said = re.findall(r"^-+ pgsandbox -+\n(.*?)\n(?=_____|=====)", result.stdout.str(), re.MULTILINE | re.DOTALL)
     shown = [re.sub(r"pid \d+", "pid 7", re.sub(r"gw\d", "gw0", re.sub(r"\d+\.\d+s", "0.1s", text))) for text in said]
