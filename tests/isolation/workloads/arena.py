@@ -24,7 +24,8 @@ _OPTIONS = "-c lock_timeout=30ms -c statement_timeout=5s -c client_min_messages=
 """Sessions that wait for each other in vain do not hold up a workload for long."""
 
 _PROBE = """
-    SELECT (SELECT array_agg(p ORDER BY id) FROM public.plain p)::text, (SELECT count(*) FROM public.reference),
+    SELECT (SELECT array_agg((id, name, n, extract(epoch FROM at)) ORDER BY id)::text FROM public.plain),
+           (SELECT count(*) FROM public.reference),
            (SELECT last_value FROM public.lone), (SELECT count(*) FROM public.unlogged)
 """
 """What a session asks for again and again, by a statement that it has prepared once."""
@@ -209,7 +210,7 @@ class _Session:
         """The answer to a query. Raises LeftBehindError if the server refuses."""
         assert self._connection is not None
         try:
-            self._connection.execute(b"RESET ROLE")
+            self._connection.execute(b"RESET ROLE; SET default_transaction_read_only = off")
             if (
                 prepare
                 and not self._connection.execute(
