@@ -53,12 +53,16 @@ class Arena:
         self._admin: psycopg.Connection[Any] | None = None
         self.tally: Counter[str] = Counter()
         self.database = self._prepared(sandbox.database())
-        self.baseline = self._dump()
-        with self.database.connect(autocommit=True) as connection:
-            self._probed = connection.execute(_PROBE).fetchone()
-            self._next = connection.execute(_NEXT).fetchone()
-        self.database.reset()
-        self._prove()
+        try:
+            self.baseline = self._dump()
+            with self.database.connect(autocommit=True) as connection:
+                self._probed = connection.execute(_PROBE).fetchone()
+                self._next = connection.execute(_NEXT).fetchone()
+            self.database.reset()
+            self._prove()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give up the database."""

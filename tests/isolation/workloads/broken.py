@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from pgsandbox import Database
+
 if TYPE_CHECKING:
     from pgsandbox import Sandbox
 
@@ -79,24 +81,23 @@ FORGOTTEN: dict[str, tuple[str, str]] = {
 @contextlib.contextmanager
 def forgetful(sandbox: Sandbox, what: str, patch: Any) -> Iterator[None]:
     """Every reset in `sandbox` forgets `what`, for the length of the block; `patch` is pytest's MonkeyPatch."""
-    isolation = type(sandbox.database()._isolation)
-    original = isolation.reset
+    original = Database.reset
 
     def ask(name: str) -> list[str]:
         with contextlib.suppress(psycopg.Error), sandbox.server.inside(name) as connection:
             return [statement for (statement,) in connection.execute(FORGOTTEN[what][0].encode())]
         return []  # the workload has made away with what is asked for
 
-    def reset(self: Any) -> None:
-        present = ask(self._name)
-        original(self)
-        at_baseline = set(ask(self._name))
-        with sandbox.server.inside(self._name) as connection:
+    def reset(database: Database) -> None:
+        present = ask(database.name)
+        original(database)
+        at_baseline = set(ask(database.name))
+        with sandbox.server.inside(database.name) as connection:
             for statement in present:
                 if statement not in at_baseline:
                     with contextlib.suppress(psycopg.Error):
                         connection.execute(statement.encode())
 
     with patch.context() as only_here:
-        only_here.setattr(isolation, "reset", reset)
+        only_here.setattr(Database, "reset", reset)
         yield
