@@ -21,7 +21,7 @@ def leaked(server: Server, database: str) -> str | None:
     while rows := server.execute(
         """
         SELECT pid, state, left(query, 80) FROM pg_stat_activity
-        WHERE datname = %s AND pid <> pg_backend_pid() AND state IN ('active', 'idle in transaction',
+        WHERE datname = %s AND usename <> current_user AND state IN ('active', 'idle in transaction',
               'idle in transaction (aborted)') ORDER BY pid
         """,
         [database],

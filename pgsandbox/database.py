@@ -61,7 +61,7 @@ class Database:
 
     def __init__(self, address: Address, isolation: Isolation) -> None:
         self.address = address
-        self._isolation = isolation
+        self.isolation = isolation
 
     def __repr__(self) -> str:
         return f"<Database {self.name} at {self.address.host}:{self.address.port}>"
@@ -106,7 +106,7 @@ class Database:
 
     def reset(self) -> None:
         """Bring it back to its baseline; its URL stays. Raises PgsandboxError."""
-        self._isolation.reset()
+        self.isolation.reset()
 
     @contextlib.contextmanager
     def baseline(self) -> Iterator[None]:
@@ -115,23 +115,19 @@ class Database:
         Use it in a fixture that loads data for several tests: load, then `with database.baseline(): yield`.
         The baseline of before is given back afterwards, and the database with it.
         """
-        before = self._isolation.baseline
-        moved = self._isolation.snapshot()
-        self._isolation.baseline = moved
+        moved = self.isolation.move_baseline()
         try:
             yield
         finally:
-            self._isolation.baseline = before
-            self._isolation.reset()
-            self._isolation.forget(moved)
+            self.isolation.return_baseline(moved)
 
     def snapshot(self) -> Snapshot:
         """Its state now, to be given to `restore`. Cuts its connections. Raises PgsandboxError."""
-        return Snapshot(self._isolation.snapshot())
+        return Snapshot(self.isolation.snapshot())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Bring back the state of `snapshot`. Cuts its connections. Raises PgsandboxError."""
-        self._isolation.restore(snapshot.name)
+        self.isolation.restore(snapshot.name)
 
 
 def _quoted(value: str) -> str:

@@ -263,6 +263,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, Any, Any]:
+    """What a fixture loads for several tests is part of their baseline, as long as the fixture lives."""
+    session = request.config.stash.get(_SESSION, None)
+    if session is None or fixturedef.scope == "function":
+        return (yield)
+    moved: list[Any] = []
+
+    def give_back() -> None:
+        for one in moved:
+            session.return_fixture(one, fixturedef.argname)
+
+    fixturedef.addfinalizer(give_back)  # the first to be added is the last to run
+    with _in_words():
+        session.begin_fixture()
+    result = yield
+    with _in_words():
+        moved.append(session.settle_fixture(fixturedef.argname))
+    return result
+
+
 _URL_FIXTURES = frozenset({"pgsandbox", "pgsandbox_url"})
 _FIXTURES = _URL_FIXTURES | {"pgsandbox_connection", "pgsandbox_worker"}
 

@@ -1,23 +1,72 @@
-"""Pools of this process that a clone has cut off: told to reconnect, before a test is handed a dead connection."""
+"""Connections of this process that were cut off: their pools are told, before a test is handed a dead one.
+
+Each library is only looked at where the application has loaded it, and told in the way that it has for that.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import select
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-_state = {"clones": 0, "is_listening": False}
+_state = {"cuts": 0, "is_listening": False}
+_untold: set[str] = set()
 _MARK = "pgsandbox"
 
 
 def were_cut_off() -> None:
-    """Have SQLAlchemy's pools look at each connection once more before they hand it out.
+    """Have every pool look at each connection once more before it hands it out."""
+    _state["cuts"] += 1
+    _tell_sqlalchemy()
+    _tell_django()
+    found = {
+        ("psycopg_pool", "ConnectionPool"): _tell_psycopg,
+        ("psycopg_pool", "AsyncConnectionPool"): _tell_psycopg,
+        ("asyncpg.pool", "Pool"): _tell_asyncpg,
+        ("psycopg2.pool", "AbstractConnectionPool"): lambda _pool: False,
+    }
+    kinds = {kind: tell for (module, name), tell in found.items() if (kind := _loaded(module, name))}
+    for pool in _instances(tuple(kinds)):
+        if not _kind(kinds, pool)(pool):
+            _untold.add(f"{type(pool).__module__}.{type(pool).__name__}")
 
-    Only where the application has loaded SQLAlchemy. Its documented way to refuse a connection at checkout
-    ("Dealing with Disconnects") makes the pool replace it without anybody noticing.
-    """
-    _state["clones"] += 1
+
+def untold() -> list[str]:
+    """The classes of pools that could not be told since this was last asked."""
+    found = sorted(_untold)
+    _untold.clear()
+    return found
+
+
+def _loaded(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _instances(kinds: tuple[Any, ...]) -> Iterator[Any]:
+    if kinds:
+        # By type: to be asked for its class may be too much for somebody's proxy.
+        yield from [thing for thing in gc.get_objects() if issubclass(type(thing), kinds)]
+
+
+def _kind(kinds: dict[Any, Any], pool: Any) -> Any:
+    return next(tell for kind, tell in kinds.items() if isinstance(pool, kind))
+
+
+def _is_ended(connection: Any) -> bool:
+    """Whether the server has said something while nobody asked: a connection at rest hears only of its end."""
+    with contextlib.suppress(Exception):  # a driver without a socket to look at, or a connection closed by its user
+        return bool(select.select([connection.fileno()], [], [], 0)[0])
+    return False
+
+
+# SQLAlchemy -----------------------------------------------------------------------------------------------------------
+
+
+def _tell_sqlalchemy() -> None:
+    """Refuse what was cut off at checkout: its documented way ("Dealing with Disconnects") to have it replaced."""
     if "sqlalchemy.pool" in sys.modules and not _state["is_listening"]:
         from sqlalchemy import event
         from sqlalchemy.pool import Pool
@@ -28,21 +77,63 @@ def were_cut_off() -> None:
 
 
 def _connected(_connection: Any, record: Any) -> None:
-    record.info[_MARK] = _state["clones"]
+    record.info[_MARK] = _state["cuts"]
 
 
 def _checked_out(connection: Any, record: Any, _proxy: Any) -> None:
-    if record.info.get(_MARK) == _state["clones"]:
+    if record.info.get(_MARK) == _state["cuts"]:
         return
     if _is_ended(connection):
         from sqlalchemy.exc import DisconnectionError
 
         raise DisconnectionError("the database was made anew")
-    record.info[_MARK] = _state["clones"]
+    record.info[_MARK] = _state["cuts"]
 
 
-def _is_ended(connection: Any) -> bool:
-    """Whether the server has said something while nobody asked: a connection at rest hears only of its end."""
-    with contextlib.suppress(Exception):  # a driver without a socket to look at, or a connection closed by its user
-        return bool(select.select([connection.fileno()], [], [], 0)[0])
-    return False
+# The others -----------------------------------------------------------------------------------------------------------
+
+
+def _tell_django() -> None:
+    """Close what was cut off in this thread: Django opens a closed connection when it is next used."""
+    connections = _loaded("django.db", "connections")
+    if connections is not None:
+        with contextlib.suppress(Exception):  # not configured, or in the middle of something
+            for one in connections.all(initialized_only=True):
+                if one.connection is not None and _is_ended(one.connection):
+                    one.close()
+
+
+def _tell_psycopg(pool: Any) -> bool:
+    """Let the pool check each connection that it hands out, as its parameter `check` does (psycopg_pool 3.2)."""
+    if not hasattr(pool, "_check"):
+        return False
+    before = pool._check  # noqa: SLF001 -- the parameter that its maker could have given
+    if getattr(before, "is_ours", False):
+        return True
+
+    def refuse(connection: Any) -> None:
+        if _is_ended(connection):
+            from psycopg import OperationalError
+
+            connection.pgconn.finish()
+            raise OperationalError("the database was made anew")
+
+    def check(connection: Any) -> Any:
+        refuse(connection)
+        return before(connection) if before else None
+
+    async def check_soon(connection: Any) -> Any:
+        refuse(connection)
+        return await before(connection) if before else None
+
+    chosen: Any = check_soon if type(pool).__name__.startswith("Async") else check
+    chosen.is_ours = True
+    pool._check = chosen  # noqa: SLF001 -- the same
+    return True
+
+
+def _tell_asyncpg(pool: Any) -> bool:
+    """Let the pool replace each connection at its next use, which `Pool.expire_connections` is for."""
+    with contextlib.suppress(StopIteration):
+        pool.expire_connections().send(None)  # a coroutine that waits for nothing
+    return True

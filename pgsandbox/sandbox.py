@@ -15,6 +15,8 @@ from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.isolation.clone import CloneIsolation
+from pgsandbox.isolation.reset import ResetIsolation
+from pgsandbox.isolation.shared import Shared
 from pgsandbox.launch import Launcher, patience
 from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
@@ -74,7 +76,7 @@ class Sandbox:
         self._fingerprint: Fingerprint | None = None
         self._launching: Launcher | None = None
         self._spare: supervised.Handle | None = None
-        self._databases: dict[str, tuple[Database, CloneIsolation]] = {}
+        self._databases: dict[str, tuple[Database, CloneIsolation | ResetIsolation]] = {}
         self._fresh = 0
 
     def __enter__(self) -> Self:
@@ -176,6 +178,9 @@ class Sandbox:
 
     def close(self) -> None:
         """Give up what is held. A server that nobody else holds ends soon after; `stop` does not wait for that."""
+        for _, isolation in self._databases.values():
+            isolation.close()
+        self._databases.clear()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -226,7 +231,7 @@ class Sandbox:
         self._fresh += 1
         worker = f"{self.worker}_{self._fresh}"
         name = self.server.names.database(worker)
-        isolation = self._isolation(name, login.user)
+        isolation = self._clones(name, login.user)
         isolation.create()
         address = dataclasses.replace(login, name=name)
         self._databases[worker] = Database(address, self._verified(isolation, address)), isolation
@@ -254,6 +259,11 @@ class Sandbox:
     def holders(self, role: str) -> str | None:
         """Who holds the connections of `role`, a database's login, in words; None if there is no such role."""
         return connections.holders(self.server, role)
+
+    @property
+    def why_clone(self) -> str | None:
+        """Why a reset has to clone here, in words; None where it can undo, or the server has not started yet."""
+        return self._facts.why_clone
 
     def keep(self, database: Database) -> str:
         """Keep the state of `database` for the setting ttl, also after the run; how to open it."""
@@ -285,15 +295,15 @@ class Sandbox:
         )
         engines.named(running.engine).grant(running, ttl)
 
-    def _make(self, name: str) -> tuple[Database, CloneIsolation]:
+    def _make(self, name: str) -> tuple[Database, CloneIsolation | ResetIsolation]:
         server = self.server
-        isolation = self._isolation(name, name)
         password = scram.new_password()
         if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
             server.drop_database(name)
         server.drop_role(name)
         server.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
         self._facts.apply_to_login(server, name)
+        isolation = self._isolation(name, password)
         isolation.create()
         address = Address(server.host, server.port, name, password, name)
         return Database(address, self._verified(isolation, address)), isolation
@@ -307,7 +317,21 @@ class Sandbox:
         is_alone = self.server.is_ours and (self.scope == "worker" or self.workers == 1)
         return VerifiedIsolation(isolation, self.server, address, is_alone=is_alone)
 
-    def _isolation(self, name: str, login: str) -> CloneIsolation:
+    def _isolation(self, name: str, password: str) -> CloneIsolation | ResetIsolation:
+        clones = self._clones(name, name)
+        if self.settings.isolation != "reset" or self._facts.why_clone is not None:
+            return clones
+
+        def relogin() -> None:
+            superuser = self.settings.superuser
+            self.server.restore_login(name, password=password, budget=self.budget, superuser=superuser)
+            self._facts.apply_to_login(self.server, name)
+
+        is_alone = self.server.is_ours and (self.workers == 1 or not self._is_shared)
+        shared = Shared(self.server, name, name, alone=is_alone, relogin=relogin)
+        return ResetIsolation(clones, self.server, name, facts=self._facts, shared=shared)
+
+    def _clones(self, name: str, login: str) -> CloneIsolation:
         template_ = self.server.names.template
         return CloneIsolation(self.server, name, login=login, template=template_, facts=self._facts, budget=self.budget)
 

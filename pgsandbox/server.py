@@ -21,6 +21,16 @@ _CONNECT_TIMEOUT = 10
 _UNMOVED = "-c role=none -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
 """What `ALTER DATABASE … SET` in a migration could do to our own connections, undone."""
 
+_INSPECTING = (
+    "-c search_path=pg_catalog -c session_replication_role=replica -c row_security=off -c synchronize_seqscans=off"
+    " -c client_min_messages=error -c lock_timeout=5s -c statement_timeout=60s"
+    " -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
+)
+_SINCE_17 = "-c event_triggers=off -c transaction_timeout=0"
+
+_ONLY_ON_DEMAND = 1 << 30
+"""Executions before a statement is prepared without being asked to: never, since most of ours run once."""
+
 
 @dataclass(frozen=True)
 class Names:
@@ -97,14 +107,14 @@ class Server:
         """Whether pgsandbox started it, and may therefore change what belongs to the whole server."""
         return self.running.engine != "external"
 
-    def admin_conninfo(self, database: str = "postgres") -> str:
+    def admin_conninfo(self, database: str = "postgres", options: str = "") -> str:
         """How to connect to `database` as the superuser (libpq connection string; holds the password)."""
         running = self.running
         if running.engine == "external":
             return psycopg.conninfo.make_conninfo(running.detail["url"], dbname=database)
         parts: dict[str, Any] = {**libpq.PLAIN, "user": running.user, "port": running.port, "dbname": database}
         parts |= {"host": running.socket} if running.socket else {"host": running.host, "password": running.password}
-        parts["options"] = _UNMOVED
+        parts["options"] = f"{_UNMOVED} {options}".rstrip()
         return psycopg.conninfo.make_conninfo("", **parts)
 
     @property
@@ -114,17 +124,28 @@ class Server:
             self._admin = self.connect_admin(self.running.detail.get("maintenance", "postgres"))
         return self._admin
 
-    def connect_admin(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
+    def connect_inspector(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
+        """An admin connection to `database` that sees and mends it past its own rules; the caller closes it.
+
+        No trigger, rule or policy acts on it, names are told in full, and it waits for nobody's lock for long.
+        Raises ServerError.
+        """
+        options = _INSPECTING if self.version_num < 170000 else f"{_INSPECTING} {_SINCE_17}"
+        return self.connect_admin(database, options)
+
+    def connect_admin(self, database: str, options: str = "") -> psycopg.Connection[tuple[Any, ...]]:
         """A further admin connection, to `database`; the caller closes it. Raises ServerError."""
         try:
-            return psycopg.connect(
-                self.admin_conninfo(database),
+            connection = psycopg.connect(
+                self.admin_conninfo(database, options),
                 autocommit=True,
                 connect_timeout=_CONNECT_TIMEOUT,
                 application_name="pgsandbox",
-                prepare_threshold=None,
+                prepare_threshold=_ONLY_ON_DEMAND,
                 keepalives_idle=30,
             )
+            connection.prepared_max = 1000
+            return connection
         except psycopg.OperationalError as problem:
             raise ServerError(
                 f"the {self.engine} server at {self.host}:{self.port} does not answer",
@@ -182,6 +203,20 @@ class Server:
             )
         )
         self._join_role(name)
+        self._act_as_owner(name, superuser=superuser)
+
+    def restore_login(self, name: str, *, password: str, budget: int, superuser: bool = False) -> None:
+        """Make the role `name` what `make_login` made it, whatever was done to it since."""
+        role = sql.Identifier(name)
+        self.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(role))
+        kind = sql.SQL("SUPERUSER" if superuser else "NOSUPERUSER")
+        again = "ALTER ROLE {} LOGIN INHERIT CREATEDB NOCREATEROLE {} CONNECTION LIMIT {} PASSWORD {}"
+        verifier = sql.Literal(scram.verifier(password))
+        self.execute(sql.SQL(again).format(role, kind, sql.Literal(budget), verifier))
+        self._act_as_owner(name, superuser=superuser)
+
+    def _act_as_owner(self, name: str, *, superuser: bool) -> None:
+        role = sql.Identifier(name)
         if not superuser:
             self.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(role, sql.Identifier(self.names.owner)))
             if self.is_ours and self.version_num >= 160000:

@@ -8,8 +8,9 @@ import re
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pgsandbox import pools
 from pgsandbox.errors import PgsandboxError, StepError, UsageError
 from pgsandbox.libpq import MISLEADING
 from pgsandbox.settings import masked
@@ -24,6 +25,7 @@ RUN_VARIABLE = "_PGSANDBOX_RUN"
 """Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
 
 _JOIN_TIMEOUT = 30.0
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Notes:
     """What a failing init step said, in full: every test says that it failed, and this is said once."""
     kept: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
+    cloned: list[str] = field(default_factory=list)
+    """The tests after which the database had to be made anew, and why."""
     trouble: list[str] = field(default_factory=list)
 
     def add(self, other: dict[str, list[str]]) -> None:
@@ -98,6 +102,7 @@ class Notes:
             *dict.fromkeys(self.failed),
             *(f"leaked: {line}" for line in self.leaked),
             *(f"kept: {line}" for line in self.kept),
+            *_cloned(self.cloned),
             *(f"trouble: {line}" for line in self.trouble),
         ]
 
@@ -117,6 +122,7 @@ class Session:
         self._exported: dict[str, str] = {}
         self._before: dict[str, str | None] = {}
         self._is_dirty = False
+        self._last: str | None = None
         self._lowered = False
 
     # Start -----------------------------------------------------------------------------------------------------------
@@ -242,19 +248,69 @@ class Session:
         """The database at its baseline, its budget lowered to `connections` if given. Raises PgsandboxError."""
         database = self.database
         self.check_environment()
-        if isolation in ("reset", "clone", "rollback") and self._is_dirty:
-            database.reset()
-            self._is_dirty = False
+        if isolation != "none" and self._is_dirty:
+            self._clean(database, anew=isolation == "clone")
         if connections is not None:
             self.sandbox.limit(database, connections)
             self._lowered = True
         return database
 
+    def _clean(self, database: Database, *, anew: bool = False) -> None:
+        if anew:
+            database.isolation.remake()
+        else:
+            database.reset()
+        self._note_clones(database, self._last or "what ran before the first test")
+        self._is_dirty = False
+
+    def _note_clones(self, database: Database, cause: str) -> None:
+        made_anew = database.isolation.made_anew
+        self.notes.cloned += [f"{cause}: {reason}" for reason in made_anew]
+        made_anew.clear()
+        for pool in pools.untold():
+            self.notes.trouble.append(f"after {cause}: a {pool} can't be told that its connections were cut off")
+
+    # Fixtures --------------------------------------------------------------------------------------------------------
+
+    def begin_fixture(self) -> None:
+        """Be at the baseline before a fixture that several tests share is set up. Raises PgsandboxError."""
+        if self._is_dirty and self._moves_baselines:
+            self._clean(self.database)
+
+    def settle_fixture(self, name: str) -> Any:
+        """Make what the fixture `name` has just loaded part of the baseline; what `return_fixture` takes."""
+        if not self._moves_baselines:
+            return None
+        moved = self.database.isolation.move_baseline(if_changed=True)
+        self._note_clones(self.database, f"fixture {name}")
+        return moved
+
+    def return_fixture(self, moved: Any, name: str) -> None:
+        """Take out of the baseline what a fixture had loaded, now that it is torn down. Never raises."""
+        if moved is None or self._sandbox is None or not self._sandbox.is_started:
+            return
+        try:
+            self.database.isolation.return_baseline(moved)
+            self._note_clones(self.database, f"the end of fixture {name}")
+        except Exception as problem:
+            self.notes.trouble.append(f"after fixture {name}: {_in_brief(problem)}")
+
+    @property
+    def _moves_baselines(self) -> bool:
+        return (
+            self.settings.isolation == "reset"
+            and self._failure is None
+            and self._sandbox is not None
+            and self._sandbox.is_started
+        )
+
+    # After a test ----------------------------------------------------------------------------------------------------
+
     def end_test(self, test: str, *, failed: bool) -> str | None:
         """Note what the test leaves behind; what it leaked, in words. Never raises."""
         if self._sandbox is None or self._failure is not None or not self._sandbox.is_started:
             return None
-        self._is_dirty = True
+        self._is_dirty, self._last = True, test
         leak: str | None = None
         try:
             database = self.database
@@ -317,6 +373,16 @@ class Session:
                 self.notes.trouble.extend(sandbox.stop())
         except Exception as problem:
             self.notes.trouble.append(_in_brief(problem))
+
+
+def _cloned(lines: list[str]) -> list[str]:
+    """The clones, counted, and the first few of them."""
+    if not lines:
+        return []
+    times = "once" if len(lines) == 1 else f"{len(lines)} times"
+    shown = [f"  {line}" for line in lines[:_SHOWN]]
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return [f"cloned: {times} a reset made the database anew, which takes longer and cuts connections:", *shown, *more]
 
 
 def _in_brief(problem: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from psycopg import sql
 from pgsandbox import libpq, scram, steps
 from pgsandbox.database import Address, Database
 from pgsandbox.errors import PgsandboxError, TemplateError
+from pgsandbox.isolation import sequences
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
@@ -36,6 +37,10 @@ class Facts:
     grants: tuple[tuple[str, str, bool], ...] = ()
     """Rights on the database: role (PUBLIC for all), right, grantable."""
     comment: str | None = None
+    sequences: tuple[tuple[int, int, bool, bool], ...] = ()
+    """Of each sequence: oid, last value, whether it was given out, whether sessions cache values."""
+    why_clone: str | None = None
+    """Why a reset has to clone in this server; None where it can undo."""
 
     def apply(self, server: Server, database: str, login: str) -> None:
         """Give `database`, a clone that the role `login` is to enter, what its files do not bring."""
@@ -73,6 +78,8 @@ class Facts:
             login_settings=tuple((name, value) for name, value in record["login_settings"]),
             grants=tuple((role, right, grantable) for role, right, grantable in record["grants"]),
             comment=record["comment"],
+            why_clone=record["why_clone"],
+            sequences=tuple((oid, last, called, cached) for oid, last, called, cached in record["sequences"]),
         )
 
 
@@ -141,11 +148,26 @@ def _seal(server: Server) -> Facts:
             reassign = sql.SQL("REASSIGN OWNED BY {} TO {}")
             connection.execute(reassign.format(sql.Identifier(names.builder), sql.Identifier(names.owner)))
         connection.execute("VACUUM (FREEZE, ANALYZE)")
-    facts = _facts(server)
+        values = sequences.settle(connection) if server.is_ours else []
+    facts = replace(_facts(server), sequences=tuple(values), why_clone=_why_clone(server))
     server.disconnect(names.template)
     server.allow_connections(names.template, False)
     server.retire_login(names.builder)
     return facts
+
+
+def _why_clone(server: Server) -> str | None:
+    """Why a reset has to clone in `server`; else what it needs is made ready, outside of the user's databases."""
+    if not server.is_ours:
+        return "the server is not ours"
+    if server.version_num < 150000:
+        return "it needs PostgreSQL 15 or later"
+    needed = ["pg_surgery", "pg_walinspect"]
+    there = server.execute("SELECT name FROM pg_available_extensions WHERE name = ANY (%s)", [needed])
+    if missing := sorted({*needed} - {name for (name,) in there}):
+        return f"the server lacks {' and '.join(missing)}"
+    server.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
+    return None
 
 
 def _facts(server: Server) -> Facts:
@@ -216,10 +238,20 @@ def _keyword(right: str) -> sql.SQL:
 class _Unresettable:
     """The template while it is built has no baseline to go back to."""
 
-    baseline = ""
+    def __init__(self) -> None:
+        self.made_anew: list[str] = []
 
     def reset(self) -> None:
         raise TemplateError("the template can't be reset while it is built")
+
+    def remake(self) -> None:
+        raise TemplateError("the template can't be reset while it is built")
+
+    def move_baseline(self, *, if_changed: bool = False) -> None:
+        raise TemplateError("the template has no baseline while it is built")
+
+    def return_baseline(self, moved: Any) -> None:
+        """Nothing to return."""
 
     def snapshot(self) -> str:
         raise TemplateError("the template can't be copied while it is built")

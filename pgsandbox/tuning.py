@@ -42,7 +42,9 @@ def flags(settings: Settings, *, workers: int) -> dict[str, str]:
         "shared_buffers": "128MB",
         # Checkpoints only where the amount of WAL asks for one: the data may be on a tmpfs.
         "checkpoint_timeout": "1d",
-        "max_wal_size": "1GB",
+        "max_wal_size": "256MB",
+        # What a test has written can be read back for at least so long.
+        "wal_keep_size": "32MB",
         "min_wal_size": "32MB",
     }
     if not settings.durable:

@@ -34,7 +34,12 @@ LAYERS = """
     session  supervisor                                     one pytest process; the process beside a server
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
-    template  cache  connections  isolation.clone  isolation.rollback  isolation.verify
+    template  cache  connections  isolation.clone  isolation.rollback  isolation.reset  isolation.verify
+    isolation.judge  isolation.levels                       what a reset has to undo; where its baselines are kept
+    isolation.watch                                         our sessions inside one database
+    isolation.past  isolation.undo                          what was there, and putting it back
+    isolation.quiet  isolation.relations  isolation.sequences  isolation.shared
+    isolation.wal
     isolation.dump  isolation.differences
     isolation.indexes  isolation.surroundings               what is compared to prove a reset
     isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left

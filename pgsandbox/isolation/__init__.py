@@ -1,26 +1,58 @@
-"""How a database gets back to its baseline: one protocol, one file for each way."""
+"""How a database gets back to its baseline: one protocol, one file for each way.
+
+clone.py        it is dropped and made anew
+rollback.py     one transaction that never commits
+reset.py        exactly what was done to it is undone, by these:
+  watch.py        our two sessions inside it, and whether anybody else is in the middle of something (quiet.py)
+  wal.py          what was written, by block
+  judge.py        whether that is rows and sequences only, and of which tables (relations.py, shared.py)
+  past.py         what was there before
+  undo.py         putting it back
+  levels.py       the baselines, one on the other
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+
+class NotProvenError(Exception):
+    """What was done is not proven to be undone by putting back rows: the reason, in a few words."""
 
 
 class Isolation(Protocol):
-    """The way back to the baseline for one database."""
+    """The way back to the baseline for one database. All of its methods raise PgsandboxError."""
 
-    baseline: str
-    """The database, in the same server, that is the baseline's state."""
+    @property
+    def made_anew(self) -> list[str]:
+        """Why a reset had to make the database anew, which cuts connections; whoever reads it empties it."""
+        ...
 
     def reset(self) -> None:
-        """Bring the database to its baseline. Raises PgsandboxError."""
+        """Bring the database to its baseline."""
+        ...
+
+    def remake(self) -> None:
+        """Make the database anew at its baseline, whatever else could be done."""
+        ...
+
+    def move_baseline(self, *, if_changed: bool = False) -> Any:
+        """Make the present state the baseline; what to give to `return_baseline`.
+
+        With `if_changed` only where something was changed and nobody is in the middle of something; else None.
+        """
+        ...
+
+    def return_baseline(self, moved: Any) -> None:
+        """Make the baseline what it was before `moved`, and be there."""
         ...
 
     def snapshot(self) -> str:
-        """Keep the present state; the name to give to `restore`. Raises PgsandboxError."""
+        """Keep the present state; the name to give to `restore`."""
         ...
 
     def restore(self, snapshot: str) -> None:
-        """Bring back the state of `snapshot`. Raises PgsandboxError."""
+        """Bring back the state of `snapshot`."""
         ...
 
     def forget(self, snapshot: str) -> None:

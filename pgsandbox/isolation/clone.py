@@ -17,6 +17,7 @@ class CloneIsolation:
     """One database, entered by the role `login`, that is a clone of its baseline, and can be made so again."""
 
     def __init__(self, server: Server, name: str, *, login: str, template: str, facts: Facts, budget: int) -> None:
+        self.made_anew: list[str] = []
         self.baseline = template
         self._server = server
         self._name = name
@@ -33,6 +34,27 @@ class CloneIsolation:
     def reset(self) -> None:
         """Make it anew from its baseline. Whoever was connected is cut off."""
         self.restore(self.baseline)
+
+    def remake(self) -> None:
+        """The same."""
+        self.reset()
+
+    def move_baseline(self, *, if_changed: bool = False) -> str | None:
+        """Make a copy of the database as it is now the baseline; what the baseline was before. Cuts connections.
+
+        With `if_changed` None, and nothing done: what was changed can't be known.
+        """
+        if if_changed:
+            return None
+        before, self.baseline = self.baseline, self.snapshot()
+        return before
+
+    def return_baseline(self, moved: str | None) -> None:
+        """Make it anew from `moved`, which is the baseline from now on."""
+        if moved is not None:
+            copy, self.baseline = self.baseline, moved
+            self.reset()
+            self.forget(copy)
 
     def snapshot(self) -> str:
         """A copy of the database as it is now. Whoever was connected is cut off: a copy needs it quiet."""
@@ -64,6 +86,9 @@ class CloneIsolation:
         """Drop the database itself, and its snapshots."""
         for name in (*self._snapshots, self._name):
             self._server.drop_database(name)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _clone(self, source: str) -> None:
         self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -39,40 +39,60 @@ class VerifiedIsolation:
         self._server = server
         self._address = address
         self._is_alone = is_alone
-        self._dumps = {inner.baseline: self._dump()}
+        self._baseline = self._dump()
+        self._snapshots: dict[str, Dump] = {}
+        self._moves: list[tuple[Any, Dump]] = []
 
     @property
-    def baseline(self) -> str:
-        """The baseline of the isolation within."""
-        return self._inner.baseline
-
-    @baseline.setter
-    def baseline(self, name: str) -> None:
-        self._inner.baseline = name
+    def made_anew(self) -> list[str]:
+        """Why the isolation within had to make the database anew."""
+        return self._inner.made_anew
 
     def reset(self) -> None:
         """Reset, and compare. Raises VerifyError where there is a difference."""
         self._inner.reset()
-        self._compare(self._inner.baseline, "the reset")
+        self._compare(self._baseline, "the reset")
+
+    def remake(self) -> None:
+        """Make the database anew, and compare. Raises VerifyError where there is a difference."""
+        self._inner.remake()
+        self._compare(self._baseline, "the clone")
+
+    def move_baseline(self, *, if_changed: bool = False) -> Any:
+        """Move the baseline, and dump what it is now."""
+        moved = self._inner.move_baseline(if_changed=if_changed)
+        if moved is not None:
+            self._moves.append((moved, self._baseline))
+            self._baseline = self._dump()
+        return moved
+
+    def return_baseline(self, moved: Any) -> None:
+        """Return to the baseline before, and compare. Raises VerifyError where there is a difference."""
+        self._inner.return_baseline(moved)
+        if self._moves and self._moves[-1][0] is moved:
+            self._baseline = self._moves.pop()[1]
+            self._compare(self._baseline, "the return")
+        elif moved is not None:  # others were moved on top of it and stay: nobody has seen that state before
+            self._moves = [move for move in self._moves if move[0] is not moved]
+            self._baseline = self._dump()
 
     def snapshot(self) -> str:
         """Snapshot, and dump what it is of."""
         name = self._inner.snapshot()
-        self._dumps[name] = self._dump()
+        self._snapshots[name] = self._dump()
         return name
 
     def restore(self, snapshot: str) -> None:
         """Restore, and compare. Raises VerifyError where there is a difference."""
         self._inner.restore(snapshot)
-        self._compare(snapshot, "the restore")
+        self._compare(self._snapshots[snapshot], "the restore")
 
     def forget(self, snapshot: str) -> None:
         """Forget the snapshot and its dump."""
         self._inner.forget(snapshot)
-        self._dumps.pop(snapshot, None)
+        self._snapshots.pop(snapshot, None)
 
-    def _compare(self, baseline: str, what: str) -> None:
-        before = self._dumps[baseline]
+    def _compare(self, before: Dump, what: str) -> None:
         found = differences(before, self._dump(before))
         if found:
             more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []

@@ -1,0 +1,78 @@
+"""A session that sees its database as it was at the baseline, and keeps the server from forgetting it.
+
+As long as it holds its snapshot, PostgreSQL removes no row that was there then, nor any index entry of one (manual,
+chapter 25.1.2: a row must stay as long as anybody may see it): whatever a test deletes or updates is still in its
+place. The snapshot belongs to no transaction that others could see.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from pgsandbox.isolation import quiet
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgsandbox.server import Server
+
+_YOUNG = 1.0
+_POLL = 0.25
+
+_WAITING = """
+SELECT 1 FROM pg_stat_get_activity(NULL) WHERE wait_event_type = 'Lock' AND %s = ANY (pg_blocking_pids(pid))
+"""
+
+
+class Past:
+    """One snapshot of `database` at a time, held in a session of its own."""
+
+    def __init__(self, server: Server, database: str, oid: int) -> None:
+        self._server = server
+        self._oid = oid
+        self.connection = server.connect_inspector(database)
+        self.pid = self.connection.info.backend_pid
+        self._since = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._give_way, name="pgsandbox-past", daemon=True).start()
+
+    def renew(self, *, ours: list[int], since: datetime | None) -> quiet.Look:
+        """Let go of the snapshot and take a new one; who moved since, as seen right after. Raises psycopg.Error."""
+        with self.connection.pipeline():
+            self.connection.execute("COMMIT")
+            self.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            answer = quiet.ask(self.connection, self._oid, ours=[*ours, self.pid], since=since)
+        self._since = time.monotonic()
+        return quiet.seen(answer)
+
+    def release(self) -> None:
+        """Let go of the snapshot."""
+        self.connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """End the session."""
+        self._closed.set()
+        self.connection.close()
+
+    def _give_way(self) -> None:
+        """End the session when somebody waits for it: a concurrent index build waits for every older snapshot.
+
+        That is a case for a fresh clone anyway. Runs beside the test, on a connection of its own, and only for tests
+        that last.
+        """
+        mine: psycopg.Connection[Any] | None = None
+        while not self._closed.wait(_POLL):
+            if time.monotonic() - self._since < _YOUNG:
+                continue
+            try:
+                mine = mine or self._server.connect_admin("postgres")
+                if mine.execute(_WAITING, [self.pid]).fetchone():
+                    mine.execute("SELECT pg_terminate_backend(%s)", [self.pid])
+                    break
+            except Exception:  # the server has gone, or is about to: the test will tell
+                break
+        if mine is not None:
+            mine.close()

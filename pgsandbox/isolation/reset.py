@@ -1,0 +1,271 @@
+"""Reset by undoing exactly what was done, with every connection alive; what can't be proven undone is cloned anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pgsandbox.errors import NotReadyError
+from pgsandbox.isolation import NotProvenError, relations, sequences, undo
+from pgsandbox.isolation.judge import Judge, Plan
+from pgsandbox.isolation.levels import Level, Levels
+from pgsandbox.isolation.relations import TABLE, VIEW, Relation
+from pgsandbox.isolation.watch import ATTEMPTS, Watch
+
+if TYPE_CHECKING:
+    from pgsandbox.isolation.clone import CloneIsolation
+    from pgsandbox.isolation.shared import Shared
+    from pgsandbox.server import Server
+    from pgsandbox.template import Facts
+
+_WAITED = "something waited for older snapshots, as a concurrent index build does"
+_KEPT = 64 << 20
+"""Bytes of rows that a moved baseline keeps in this process; what has more becomes a database of its own."""
+
+
+class ResetIsolation:
+    """One database that is put back to its baseline; `clones` makes it, and makes it anew where it must be."""
+
+    def __init__(self, clones: CloneIsolation, server: Server, name: str, *, facts: Facts, shared: Shared) -> None:
+        self.made_anew: list[str] = []
+        self._clones = clones
+        self._server = server
+        self._name = name
+        self._shared = shared
+        self._watch = Watch(server, name)
+        self._unwatched: NotProvenError | None = None
+        self._judge = Judge(self._watch, shared)
+        self._levels = Levels(server, name, Level(clones.baseline, _by_oid(facts.sequences)))
+
+    def create(self) -> None:
+        """Make the database for the first time."""
+        self._clones.create()
+        self._shared.remember()
+        self._begin()
+
+    def drop(self) -> None:
+        """Drop the database, and what was copied from it."""
+        self.close()
+        self._levels.forget_copy()
+        self._clones.drop()
+
+    def close(self) -> None:
+        """No longer watch over it."""
+        self._watch.leave()
+
+    # The way back ----------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Bring it to its baseline: by undoing, else by a clone. Raises PgsandboxError."""
+        try:
+            if self._unwatched is not None:
+                raise self._unwatched
+            _repeat(self._is_undone)
+        except NotProvenError as reason:
+            self._make_anew(str(reason))
+        except (psycopg.Error, NotReadyError) as problem:
+            self._make_anew(_first_line(problem) if self._watch.has_past else _WAITED)
+
+    def remake(self) -> None:
+        """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
+        self._watch.leave()
+        self._clones.restore(self._levels.source)
+        self._shared.restore()
+        self._begin()
+        if above := self._levels.over_source:
+            for level in above:
+                self._apply(level)
+            self._watch.begin_again()
+
+    def _make_anew(self, reason: str) -> None:
+        self.made_anew.append(reason)
+        self.remake()
+
+    def _is_undone(self) -> bool:
+        """Whether it is at its baseline now; False where somebody got in the way. Raises NotProvenError."""
+        look = self._watch.settle()
+        if self._watch.is_untouched(look) and not self._judge.has_unlogged:
+            return True
+        plan = self._judge.plan(self._watch.read(look))
+        if plan is None:
+            return False
+        full = self._carry_out(plan)
+        now = self._watch.look(since=look.at)
+        if now.moved or now.busy:
+            return False
+        self._watch.renew(now, full=full)
+        return True
+
+    def _carry_out(self, plan: Plan) -> list[Relation]:
+        """Put everything back; the tables that should be vacuumed."""
+        tools, past = self._watch.undo, self._watch.past.connection
+        full = tools.put_back(tools.compare(past, plan.tables))
+        refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
+        if refills:
+            if views := [one.name for one in refills if one.kind == VIEW]:
+                raise NotProvenError(f"the materialized view {views[0]} was refreshed")
+            tools.refuse_lasting_triggers(refills)
+            full += tools.refill({table: self._levels.rows(table) for table in refills})
+        self._rewind(plan.sequences)
+        return full
+
+    def _rewind(self, found: Iterable[Relation]) -> None:
+        values = {sequence: self._levels.sequence(sequence.oid) for sequence in found}
+        self._watch.undo.rewind(values)
+        self._judge.forget(sequence.oid for sequence, (_, _, is_cached) in values.items() if is_cached)
+
+    def _begin(self) -> None:
+        """Watch over the database from its present state on, where that can be done without leaving a trace in it."""
+        self._unwatched = None
+        try:
+            self._watch.begin()
+            self._judge.begin()
+        except NotProvenError as reason:
+            self._watch.leave()
+            self._unwatched = reason
+
+    # Baselines -------------------------------------------------------------------------------------------------------
+
+    def move_baseline(self, *, if_changed: bool = False) -> Level | None:
+        """Make the present state the baseline. Rows and sequences are kept aside, anything else is a copy, which cuts.
+
+        With `if_changed` None, and nothing done, where it is the baseline already or somebody has a transaction open.
+        """
+        if if_changed and self._unwatched is not None:
+            return None
+        if if_changed:
+            look = self._watch.look()
+            if look.busy or (self._watch.is_untouched(look)):
+                return None
+        try:
+            level = self._level_of_rows()
+        except (NotProvenError, psycopg.Error, NotReadyError) as reason:
+            self.made_anew.append(f"moving the baseline took a copy: {_first_line(reason)}")
+            level = self._level_of_its_own()
+        if if_changed and level.is_empty:
+            return None
+        self._levels.push(level)
+        return level
+
+    def return_baseline(self, moved: Level | None) -> None:
+        """Make the baseline what it was before `moved`, and be there."""
+        if moved is None or moved not in self._levels:
+            return
+        self.reset()
+        above = self._levels.remove(moved)
+        if above is None:
+            return
+        if moved.new is None:
+            self.remake()
+        else:
+            self._take_out(moved.new, moved.sequences)
+            for level in above:
+                level.contents = {table: undo.contents(self._watch.undo.connection, table) for table in level.contents}
+        if moved.source is not None:
+            self._levels.forget_copy()
+            self._clones.forget(moved.source)
+
+    def _level_of_rows(self) -> Level:
+        """The present state as rows and sequences that differ from the baseline. Raises NotProvenError."""
+        if self._unwatched is not None:
+            raise self._unwatched
+        found: list[Level] = []
+
+        def is_taken() -> bool:
+            look = self._watch.settle()
+            plan = self._judge.plan(self._watch.read(look))
+            if plan is None:
+                return False
+            level = self._level_of(plan)
+            now = self._watch.look(since=look.at)
+            if now.moved or now.busy:
+                return False
+            self._watch.renew(now, full=level.contents)  # lest a later revival lose what points to its row
+            found.append(level)
+            return True
+
+        _repeat(is_taken)
+        return found[0]
+
+    def _level_of(self, plan: Plan) -> Level:
+        tools = self._watch.undo
+        if plan.refills or tools.changed(self._watch.past.connection, plan.unlogged):
+            raise NotProvenError("a table was rewritten")
+        changes = tools.compare(self._watch.past.connection, plan.tables)
+        level = Level()
+        tools.refuse_lasting_triggers(changes)
+        for table in changes:
+            if table.kind == VIEW:
+                raise NotProvenError("a materialized view was refreshed")
+            if table.kind == TABLE:
+                level.contents[table] = undo.contents(tools.connection, table)
+        if sum(map(len, level.contents.values())) > _KEPT:
+            raise NotProvenError("too much to be kept in memory")
+        if not any(gone for _, gone in changes.values()):
+            level.new = {table: new for table, (new, _) in changes.items()}
+        level.sequences = _by_oid(sequences.settle(tools.connection, [one.oid for one in plan.sequences]))
+        return level
+
+    def _level_of_its_own(self) -> Level:
+        with self._server.inside(self._name) as connection:
+            values = sequences.settle(connection)
+        self._watch.leave()
+        source = self._clones.snapshot()
+        self._begin()
+        return Level(source, _by_oid(values))
+
+    def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:
+        """Remove these rows, and set the sequences of these oids to what they are without the level that had both."""
+        tools = self._watch.undo
+        full = tools.put_back({table: (rows, undo.Rows()) for table, rows in new.items()})
+        self._rewind(relations.by_oid(tools.connection, values).values())
+        self._watch.renew(self._watch.look(), full=full)
+
+    def _apply(self, level: Level) -> None:
+        """Make a database that is at the level below be at `level`."""
+        tools = self._watch.undo
+        tools.vacuum(tools.refill(dict(level.contents)))
+        self._rewind(relations.by_oid(tools.connection, level.sequences).values())
+        level.new = None  # its rows lie elsewhere now
+
+    # Snapshots -------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> str:
+        """A copy of the database as it is now. Whoever was connected is cut off."""
+        self._watch.leave()
+        try:
+            return self._clones.snapshot()
+        finally:
+            self._begin_unknown()
+
+    def restore(self, snapshot: str) -> None:
+        """Make it anew from `snapshot`; the baseline stays what it is. Whoever was connected is cut off."""
+        self._watch.leave()
+        self._clones.restore(snapshot)
+        self._begin_unknown()
+
+    def _begin_unknown(self) -> None:
+        """Watch over a state that is not the baseline: the next reset has to clone."""
+        self._begin()
+        self._unwatched = self._unwatched or NotProvenError("a snapshot was taken or restored")
+
+    def forget(self, snapshot: str) -> None:
+        """Drop the copy `snapshot`."""
+        self._clones.forget(snapshot)
+
+
+def _repeat(attempt: Callable[[], bool]) -> None:
+    for _ in range(ATTEMPTS):
+        if attempt():
+            return
+    raise NotProvenError("somebody went on writing")
+
+
+def _first_line(problem: BaseException) -> str:
+    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+
+
+def _by_oid(values: Iterable[tuple[int, int, bool, bool]]) -> dict[int, undo.Value]:
+    return {oid: (last, called, is_cached) for oid, last, called, is_cached in values}

@@ -1,0 +1,166 @@
+"""Putting back what rows and sequences were, in place: new rows are killed, old ones made visible again where they lie.
+
+`pg_surgery` (manual, appendix F; in contrib since 14) does both, past triggers, rules, constraints and policies, for
+tables, TOAST tables and materialized views alike. It can because a `Past` has kept every old row and its index entries.
+So the order of an unordered SELECT stays what it was, too.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from pgsandbox.isolation import NotProvenError, relations
+from pgsandbox.isolation.relations import Relation, named
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgsandbox.isolation.wal import File
+    from pgsandbox.server import Server
+
+_MANY = 200
+"""Killed rows of one table after which it is vacuumed: their line pointers, and index entries, stay until then."""
+
+_FUNCTION = """
+CREATE FUNCTION pg_temp.{name}(regclass, tid[]) RETURNS void LANGUAGE c STRICT AS '$libdir/pg_surgery', {name_text}
+"""
+
+_SET_VALUES = """
+SELECT setval(oid::oid::regclass, last, called) FROM unnest(%s::int8[], %s::int8[], %s::bool[]) value(oid, last, called)
+"""
+_WITH_BLOCKS = "SELECT oid FROM unnest(%s::int8[]) oid WHERE pg_relation_size(oid::oid::regclass) > 0"
+_LASTING = """
+SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgrelid = ANY (%(oids)s) AND tgenabled IN ('A', 'R')
+UNION ALL SELECT ev_class::regclass::text FROM pg_rewrite WHERE ev_class = ANY (%(oids)s) AND ev_enabled IN ('A', 'R')
+LIMIT 1
+"""
+
+_ACTING = "SELECT 1 FROM pg_event_trigger WHERE evtenabled IN ('A', 'R')"
+
+Rows = frozenset[str]
+"""Row addresses (tids), such as `(0,1)`."""
+
+Value = tuple[int, bool, bool]
+"""A sequence: its last value, whether that was given out, and whether sessions may cache further ones."""
+
+
+class Undo:
+    """The present of one database, and the tools to make it its past."""
+
+    def __init__(self, server: Server, database: str) -> None:
+        self.connection = server.connect_inspector(database)
+        self.pid = self.connection.info.backend_pid
+        if server.version_num < 170000 and self.connection.execute(_ACTING).fetchone():
+            self.connection.close()
+            raise NotProvenError("an event trigger that is always on would act on us, too")
+        self._dead: collections.Counter[int] = collections.Counter()
+        for name in ("heap_force_kill", "heap_force_freeze"):
+            self.connection.execute(sql.SQL(_FUNCTION).format(name=sql.Identifier(name), name_text=sql.Literal(name)))
+
+    def close(self) -> None:
+        """End the session, and with it the functions, which are temporary."""
+        self.connection.close()
+
+    def compare(self, past: psycopg.Connection[Any], tables: dict[Relation, File]) -> dict[Relation, tuple[Rows, Rows]]:
+        """The rows that are new, and those that are gone, where the tables were written."""
+        questions = [relations.rows(table, file.blocks) for table, file in tables.items()]
+        before, after = _ask(past, questions), _ask(self.connection, questions)
+        return {
+            table: (now - then | file.chained, then - now)
+            for (table, file), then, now in zip(tables.items(), before, after, strict=True)
+            if then != now
+        }
+
+    def changed(self, past: psycopg.Connection[Any], tables: list[Relation]) -> list[Relation]:
+        """Those of the tables that have other rows now."""
+        questions = [relations.everything(table) for table in tables]
+        before, after = _ask(past, questions), _ask(self.connection, questions)
+        return [table for table, then, now in zip(tables, before, after, strict=True) if then != now]
+
+    def put_back(self, rows: dict[Relation, tuple[Rows, Rows]]) -> list[Relation]:
+        """Kill the new rows and revive those that are gone; the tables that should be vacuumed now.
+
+        With a new row go its versions in between: from a revived row none of them could be reached, and pruning
+        would stumble over them.
+        """
+        full: list[Relation] = []
+        for table, (new, gone) in rows.items():
+            for name, tids in (("heap_force_kill", new), ("heap_force_freeze", gone)):
+                if tids:
+                    operate = sql.SQL("SELECT pg_temp.{}(%s, %s::tid[])").format(sql.Identifier(name))
+                    self.connection.execute(operate, [table.oid, list(tids)], prepare=True)
+            self._dead[table.oid] += len(new)
+            blocks = {tid.partition(",")[0] for tid in new}
+            if self._dead[table.oid] > max(_MANY, table.pages) or (table.pages <= 1 and len(blocks) > 1):
+                full.append(table)
+        return full
+
+    def vacuum(self, tables: Iterable[Relation]) -> None:
+        """Give back the room of killed rows, so that a table empty at the baseline has no blocks again."""
+        names = sql.SQL(", ").join(named(table) for table in tables)
+        self.connection.execute(sql.SQL("VACUUM (INDEX_CLEANUP ON, TRUNCATE ON) {}").format(names), {})
+        for table in tables:
+            del self._dead[table.oid]
+
+    def rewind(self, values: dict[Relation, Value]) -> None:
+        """Set each sequence to its value, log_cnt 0. Where sessions may have cached values, it gets another file first:
+
+        that is how they know that what they have is no longer valid.
+        """
+        for sequence, (_, _, is_cached) in values.items():
+            if is_cached:
+                self.connection.execute(sql.SQL("ALTER SEQUENCE {} RESTART").format(named(sequence)), {})
+        if values:
+            oids = [sequence.oid for sequence in values]
+            lasts, called = [last for last, _, _ in values.values()], [called for _, called, _ in values.values()]
+            self.connection.execute(_SET_VALUES, [oids, lasts, called], prepare=True)
+
+    def refill(self, tables: dict[Relation, bytes | None]) -> list[Relation]:
+        """Make these rows, in COPY's binary format, all that the tables have, None for nothing; what to vacuum.
+
+        Raises NotProvenError for tables whose triggers act on us, too (ENABLE ALWAYS, ENABLE REPLICA).
+        """
+        self.refuse_lasting_triggers(tables)
+        oids = [table.oid for table in tables]
+        used = {oid for (oid,) in self.connection.execute(_WITH_BLOCKS, [oids], prepare=True)}
+        for table, rows in tables.items():
+            if table.oid in used:
+                self.connection.execute(sql.SQL("DELETE FROM ONLY {}").format(named(table)), {})
+            if rows is not None:
+                with self.connection.cursor().copy(_copy(self.connection, table, "FROM STDIN")) as copy:
+                    copy.write(rows)
+        return [table for table, rows in tables.items() if rows is not None or table.oid in used]
+
+    def refuse_lasting_triggers(self, tables: Iterable[Relation]) -> None:
+        """Raise NotProvenError if a trigger or rule of these tables would act on us, too."""
+        row = self.connection.execute(_LASTING, {"oids": [table.oid for table in tables]}, prepare=True).fetchone()
+        if row is not None:
+            raise NotProvenError(f"{row[0]} has triggers or rules that would act on a copy of its rows")
+
+
+def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:
+    """All rows of a table, in their order, in COPY's binary format."""
+    with connection.cursor().copy(_copy(connection, table, "TO STDOUT")) as copy:
+        return b"".join(copy)
+
+
+def _copy(connection: psycopg.Connection[Any], table: Relation, end: str) -> sql.Composed:
+    columns = connection.execute(
+        "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
+        " ORDER BY attnum",
+        [table.oid],
+    )
+    names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in columns)
+    table_name = sql.SQL(table.name)  # quoted by the server that it came from
+    return sql.SQL("COPY {} ({}) {} (FORMAT binary)").format(table_name, names, sql.SQL(end))
+
+
+def _ask(connection: psycopg.Connection[Any], questions: list[tuple[sql.Composed, dict[str, Any]]]) -> list[Rows]:
+    """The answers to several questions for rows, in one round trip."""
+    with connection.pipeline():
+        answers = [connection.execute(query, parameters, prepare=True) for query, parameters in questions]
+    return [Rows(found[0] or ()) for answer in answers for found in answer.fetchall()]

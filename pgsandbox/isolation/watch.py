@@ -1,0 +1,155 @@
+"""Our two sessions inside one database, one in its past and one in its present, and from where on the log is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, LiteralString
+
+from psycopg import sql
+
+from pgsandbox import pools
+from pgsandbox.isolation import NotProvenError, quiet, wal
+from pgsandbox.isolation.past import Past
+from pgsandbox.isolation.undo import Undo
+
+if TYPE_CHECKING:
+    from pgsandbox.isolation.relations import Relation
+    from pgsandbox.server import Server
+
+ATTEMPTS = 5
+"""How often to try what somebody may get in the way of."""
+
+_END_TIMEOUT = 5.0
+
+_WORTH = {15: 4 << 20}
+_WORTH_ELSE = 16 << 20
+"""Bytes of log that are worth reading, by major version: with more, a clone is faster."""
+
+_FIRST: LiteralString = """
+SELECT oid::int8, current_setting('max_prepared_transactions')::int > 0 FROM pg_database WHERE datname = %s
+"""
+
+
+class Watch:
+    """Knows what happens in the database `name`, from `begin` until `leave`."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self._server = server
+        self._name = name
+        self._oid = 0
+        self._since = 0
+        """The log from this position on is what a reset has to undo, in bytes."""
+        self._advisory: frozenset[str] = frozenset()
+        """The advisory locks that were held at the baseline."""
+        self._may_prepare = False
+        self._past: Past | None = None
+        self._undo: Undo | None = None
+
+    @property
+    def past(self) -> Past:
+        """The session that sees the baseline."""
+        assert self._past is not None
+        return self._past
+
+    @property
+    def has_past(self) -> bool:
+        """Whether the past is still there, as far as we have heard."""
+        return self._past is not None and not self._past.connection.broken
+
+    @property
+    def undo(self) -> Undo:
+        """The session that sees, and mends, the present."""
+        assert self._undo is not None
+        return self._undo
+
+    def begin(self) -> None:
+        """Take the present state for the baseline. Raises ServerError, psycopg.Error."""
+        row = self._server.admin.execute(_FIRST, [self._name], prepare=True).fetchone()
+        assert row is not None
+        self._oid, self._may_prepare = row
+        self._undo = Undo(self._server, self._name)
+        self._past = Past(self._server, self._name, self._oid)
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Take what is there by now for the baseline; nobody else may be connected."""
+        look = self.past.renew(ours=[self.undo.pid], since=None)
+        self._since, self._advisory = look.written, look.advisory
+
+    def leave(self) -> None:
+        """End both sessions."""
+        for session in (self._past, self._undo):
+            if session is not None:
+                session.close()
+        self._past = self._undo = None
+
+    def look(self, since: datetime | None = None) -> quiet.Look:
+        """Who is doing what in the database, us left out."""
+        return quiet.look(self._server.admin, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
+
+    def settle(self) -> quiet.Look:
+        """End whoever is in the middle of something: what began before a baseline must not end after it.
+
+        So is who has taken an advisory lock since the baseline and kept it. Raises NotProvenError, NotReadyError.
+        """
+        for _ in range(ATTEMPTS):
+            look = quiet.wait(self.look)
+            holding = {int(lock.partition(" ")[0]) for lock in look.advisory - self._advisory}
+            if look.busy or holding:
+                self.end(look.busy | holding)
+            elif self._may_prepare and self._roll_back_prepared():
+                continue
+            else:
+                return look
+        raise NotProvenError("connections came back as fast as they were ended")
+
+    def is_untouched(self, look: quiet.Look) -> bool:
+        """Whether nothing at all was written since the baseline."""
+        return look.written == self._since
+
+    def read(self, look: quiet.Look) -> wal.Touched:
+        """What was written from the baseline until `look`. Raises NotProvenError, psycopg.Error."""
+        admin = self._server.admin
+        end = look.written if look.flushed >= look.written else wal.flush(admin)
+        if end - self._since > _WORTH.get(self._server.version_num // 10000, _WORTH_ELSE):
+            raise NotProvenError(f"{(end - self._since) >> 20} MB were written")
+        return wal.read(admin, self._oid, self._since, end)
+
+    def renew(self, look: quiet.Look, *, full: Iterable[Relation] = ()) -> None:
+        """Vacuum `full`, have a new past, and the log read from there on.
+
+        Raises NotProvenError if somebody has written since `look`.
+        """
+        if full:
+            self.past.release()  # what it protects could not be vacuumed
+            self.undo.vacuum(full)
+        after = self.past.renew(ours=[self.undo.pid], since=look.at)
+        if after.moved or after.busy:
+            admin = self._server.admin
+            touched = wal.read(admin, self._oid, look.written, wal.flush(admin))
+            if any(file.kinds - {wal.PAGE, wal.INPLACE} for file in touched.files.values()):
+                raise NotProvenError("somebody went on writing")
+        self._since, self._advisory = after.written, after.advisory
+
+    def end(self, pids: Iterable[int]) -> None:
+        """End these sessions, and tell this process's pools. Raises NotReadyError."""
+        quiet.end(self._server.admin, pids, timeout=_END_TIMEOUT)
+        pools.were_cut_off()
+
+    def end_temporary(self, numbers: Iterable[int]) -> None:
+        """End the sessions whose temporary schemas have these numbers: with a session goes what it has there."""
+        query = "SELECT pg_stat_get_backend_pid(number) FROM unnest(%s::int4[]) number"
+        pids = [pid for (pid,) in self._server.admin.execute(query, [list(numbers)]) if pid is not None]
+        if not pids or not {self.past.pid, self.undo.pid}.isdisjoint(pids):
+            raise NotProvenError("temporary tables were left")
+        self.end(pids)
+
+    def _roll_back_prepared(self) -> bool:
+        """Roll back what was prepared and neither committed nor rolled back; whether there was any."""
+        connection = self.undo.connection
+        query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+        found = connection.execute(query, prepare=True).fetchall()
+        for (gid,) in found:
+            connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+        return bool(found)
