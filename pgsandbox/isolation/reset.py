@@ -101,20 +101,21 @@ class ResetIsolation:
     def _carry_out(self, plan: Plan) -> list[Relation]:
         """Put everything back; the tables that should be vacuumed."""
         tools, past = self._watch.undo, self._watch.past.connection
-        full = tools.put_back(tools.compare(past, plan.tables))
+        rows = tools.compare(past, plan.tables)
+        full = tools.put_back(rows, self._values(plan.sequences))
         refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
         if refills:
             if views := [one.name for one in refills if one.kind == VIEW]:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
             tools.refuse_lasting_triggers(refills)
             full += tools.refill({table: self._levels.rows(table) for table in refills})
-        self._rewind(plan.sequences)
         return full
 
-    def _rewind(self, found: Iterable[Relation]) -> None:
+    def _values(self, found: Iterable[Relation]) -> dict[Relation, undo.Value]:
+        """What these sequences are at the baseline; each that sessions may have cached will be in another file."""
         values = {sequence: self._levels.sequence(sequence.oid) for sequence in found}
-        self._watch.undo.rewind(values)
         self._judge.forget(sequence.oid for sequence, (_, _, is_cached) in values.items() if is_cached)
+        return values
 
     def _begin(self) -> None:
         """Watch over the database from its present state on, where that can be done without leaving a trace in it."""
@@ -219,15 +220,18 @@ class ResetIsolation:
     def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:
         """Remove these rows, and set the sequences of these oids to what they are without the level that had both."""
         tools = self._watch.undo
-        full = tools.put_back({table: (rows, undo.Rows()) for table, rows in new.items()})
-        self._rewind(relations.by_oid(tools.connection, values).values())
+        found = relations.by_oid(tools.connection, values).values()
+        full = tools.put_back({table: (rows, undo.Rows()) for table, rows in new.items()}, self._values(found))
         self._watch.renew(self._watch.look(), full=full)
 
     def _apply(self, level: Level) -> None:
         """Make a database that is at the level below be at `level`."""
         tools = self._watch.undo
-        tools.vacuum(tools.refill(dict(level.contents)))
-        self._rewind(relations.by_oid(tools.connection, level.sequences).values())
+        full = tools.refill(dict(level.contents))
+        found = relations.by_oid(tools.connection, level.sequences).values()
+        full += tools.put_back({}, self._values(found))
+        if full:
+            tools.vacuum(full)
         level.new = None  # its rows lie elsewhere now
 
     # Snapshots -------------------------------------------------------------------------------------------------------

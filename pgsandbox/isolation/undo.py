@@ -29,6 +29,8 @@ _FUNCTION = """
 CREATE FUNCTION pg_temp.{name}(regclass, tid[]) RETURNS void LANGUAGE c STRICT AS '$libdir/pg_surgery', {name_text}
 """
 
+_KILL = "SELECT pg_temp.heap_force_kill(%s, %s::tid[])"
+_REVIVE = "SELECT pg_temp.heap_force_freeze(%s, %s::tid[])"
 _SET_VALUES = """
 SELECT setval(oid::oid::regclass, last, called) FROM unnest(%s::int8[], %s::int8[], %s::bool[]) value(oid, last, called)
 """
@@ -81,18 +83,21 @@ class Undo:
         before, after = _ask(past, questions), _ask(self.connection, questions)
         return [table for table, then, now in zip(tables, before, after, strict=True) if then != now]
 
-    def put_back(self, rows: dict[Relation, tuple[Rows, Rows]]) -> list[Relation]:
-        """Kill the new rows and revive those that are gone; the tables that should be vacuumed now.
+    def put_back(self, rows: dict[Relation, tuple[Rows, Rows]], values: dict[Relation, Value]) -> list[Relation]:
+        """Kill the new rows, revive those that are gone, rewind sequences to `values`; the tables to vacuum now.
 
         With a new row go its versions in between: from a revived row none of them could be reached, and pruning
-        would stumble over them.
+        would stumble over them. All in one round trip.
         """
         full: list[Relation] = []
-        for table, (new, gone) in rows.items():
-            for name, tids in (("heap_force_kill", new), ("heap_force_freeze", gone)):
-                if tids:
-                    operate = sql.SQL("SELECT pg_temp.{}(%s, %s::tid[])").format(sql.Identifier(name))
-                    self.connection.execute(operate, [table.oid, list(tids)], prepare=True)
+        with self.connection.pipeline():
+            for table, (new, gone) in rows.items():
+                if new:
+                    self.connection.execute(_KILL, [table.oid, list(new)], prepare=True)
+                if gone:
+                    self.connection.execute(_REVIVE, [table.oid, list(gone)], prepare=True)
+            self._rewind(values)
+        for table, (new, _) in rows.items():
             self._dead[table.oid] += len(new)
             blocks = {tid.partition(",")[0] for tid in new}
             if self._dead[table.oid] > max(_MANY, table.pages) or (table.pages <= 1 and len(blocks) > 1):
@@ -106,7 +111,7 @@ class Undo:
         for table in tables:
             del self._dead[table.oid]
 
-    def rewind(self, values: dict[Relation, Value]) -> None:
+    def _rewind(self, values: dict[Relation, Value]) -> None:
         """Set each sequence to its value, log_cnt 0. Where sessions may have cached values, it gets another file first:
 
         that is how they know that what they have is no longer valid.

@@ -113,9 +113,11 @@ def flush(admin: psycopg.Connection[Any]) -> int:
     What is beyond that position would be missing from what `read` finds, without an error. A message into the log
     (manual, chapter 9.28.6) is the cheapest transaction there is, and its commit flushes all before it.
     """
-    admin.execute("SELECT set_config('synchronous_commit', 'on', false)", prepare=True)
-    admin.execute("SELECT pg_logical_emit_message(true, 'pgsandbox', '')", prepare=True)
-    row = admin.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8", prepare=True).fetchone()
+    with admin.pipeline():
+        admin.execute("SELECT set_config('synchronous_commit', 'on', false)", prepare=True)
+        admin.execute("SELECT pg_logical_emit_message(true, 'pgsandbox', '')", prepare=True)
+        answer = admin.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8", prepare=True)
+    row = answer.fetchone()
     assert row is not None
     return int(row[0])
 
