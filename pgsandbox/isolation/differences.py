@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def differences(before: Dump, after: Dump, *, order: bool = False) -> list[str]:
     `after` is made like `before`, or both keep all rows. What belongs to a session alone, such as its temporary
     tables, is not compared.
     """
-    names: dict[str, str] = {}
+    names = _Names(before, after)
     found = []
     for name in dict.fromkeys([*before.items, *after.items]):
         item = after.items.get(name) or before.items[name]
@@ -46,7 +47,6 @@ def differences(before: Dump, after: Dump, *, order: bool = False) -> list[str]:
         elif before.marks[name].content != after.marks[name].content or (
             before.marks[name].rows != after.marks[name].rows
         ):
-            names = names or _relation_names(before, after)
             found += _in_brief(name, item, _told(name, item, before, after, names))
         elif order and before.marks[name].order != after.marks[name].order:
             found.append(f"{name}: the same rows come in another order")
@@ -62,13 +62,13 @@ def _in_brief(name: str, item: Item, told: list[str]) -> list[str]:
     return brief
 
 
-def _told(name: str, item: Item, before: Dump, after: Dump, names: Mapping[str, str]) -> list[str]:
+def _told(name: str, item: Item, before: Dump, after: Dump, names: _Names) -> list[str]:
     """Each row that is gone, new or changed."""
     was, now = _rows(name, before), _rows(name, after)
     if was is None or now is None:
         counts = before.marks[name].rows, after.marks[name].rows
         return [f"{counts[0]} rows were there, {counts[1]} are" if counts[0] != counts[1] else "rows have changed"]
-    gone, new = _without_temporary(was - now, item, before), _without_temporary(now - was, item, after)
+    gone, new = _lasting(was - now, item, before), _lasting(now - was, item, after)
     told = []
     if item.kind == "sequence" and gone and new:
         return list(_changes(item, gone[0], new[0], names))
@@ -84,7 +84,7 @@ def _told(name: str, item: Item, before: Dump, after: Dump, names: Mapping[str, 
     return told + [f"{_row(item, row, names)} is there now" for row in new]
 
 
-def _changes(item: Item, was: Row, now: Row, names: Mapping[str, str]) -> Iterator[str]:
+def _changes(item: Item, was: Row, now: Row, names: _Names) -> Iterator[str]:
     """What has changed of one row, a line for each column."""
     for column, before, after in zip(item.columns, was, now, strict=True):
         if before != after:
@@ -96,7 +96,7 @@ def _changes(item: Item, was: Row, now: Row, names: Mapping[str, str]) -> Iterat
                 yield f"{where} was {shown[0]}, is {shown[1]}"
 
 
-def _label(item: Item, row: Row, names: Mapping[str, str]) -> str:
+def _label(item: Item, row: Row, names: _Names) -> str:
     """Which row it is, by its key and what it is called."""
     called = [c for c in item.columns if item.kind == "catalog" and c.endswith("name") and c not in item.key]
     shown = [(c, v) for c, v in zip(item.columns, row, strict=True) if c in item.key or c in called]
@@ -105,7 +105,7 @@ def _label(item: Item, row: Row, names: Mapping[str, str]) -> str:
     )
 
 
-def _row(item: Item, row: Row, names: Mapping[str, str]) -> str:
+def _row(item: Item, row: Row, names: _Names) -> str:
     if item.kind == "about":
         return f"{row[0]} ({_value(item, 'value', row[1], names)})"
     if item.kind == "catalog" and (label := _label(item, row, names)):
@@ -114,11 +114,11 @@ def _row(item: Item, row: Row, names: Mapping[str, str]) -> str:
     return f"the row ({_cut(', '.join(parts))})"
 
 
-def _value(item: Item, column: str, value: str | None, names: Mapping[str, str]) -> str:
+def _value(item: Item, column: str, value: str | None, names: _Names) -> str:
     if value is None:
         return "NULL"
     if item.kind == "catalog" and column in _RELATIONS:
-        return names.get(value, value)
+        return names.get(value)
     return _cut(value) or "''"
 
 
@@ -127,28 +127,36 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}…"
 
 
-def _rows(name: str, dump: Dump) -> Counter[Row] | None:
-    if dump.marks[name].rows == 0:
-        return Counter()
-    packed = dump.rows(name)
-    return None if packed is None else Counter(parsed(record, len(dump.items[name].columns)) for record in packed)
+def _rows(name: str, dump: Dump) -> Counter[str] | None:
+    return Counter() if dump.marks[name].rows == 0 else None if (rows := dump.rows(name)) is None else Counter(rows)
 
 
-def _without_temporary(rows: Counter[Row], item: Item, dump: Dump) -> list[Row]:
+def _lasting(records: Counter[str], item: Item, dump: Dump) -> list[Row]:
+    """The rows that belong to the database, not to a session alone."""
+    rows = [parsed(record, len(item.columns)) for record in records.elements()]
     oids = [at for at, column in enumerate(item.columns) if column in item.oids]
-    return [row for row in rows.elements() if not any(row[at] in dump.temporary for at in oids)]
+    return [row for row in rows if not any(row[at] in dump.temporary for at in oids)]
 
 
-def _relation_names(*dumps: Dump) -> dict[str, str]:
-    """What relations are called, by oid."""
-    found: dict[str, str] = {}
-    for dump in dumps:
-        columns = dump.items["pg_class"].columns
-        oid, name = columns.index("oid"), columns.index("relname")
-        for record in dump.rows("pg_class") or ():
-            row = parsed(record, len(columns))
-            found[row[oid] or ""] = row[name] or ""
-    return found
+class _Names:
+    """What relations are called, by oid; looked up once somebody asks."""
+
+    def __init__(self, *dumps: Dump) -> None:
+        self._dumps = dumps
+
+    def get(self, oid: str) -> str:
+        return self._found.get(oid, oid)
+
+    @functools.cached_property
+    def _found(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for dump in self._dumps:
+            columns = dump.items["pg_class"].columns
+            oid, name = columns.index("oid"), columns.index("relname")
+            for record in dump.rows("pg_class") or ():
+                row = parsed(record, len(columns))
+                found[row[oid] or ""] = row[name] or ""
+        return found
 
 
 def parsed(record: str, fields: int) -> Row:

@@ -20,7 +20,11 @@ from psycopg import sql
 from pgsandbox.errors import UsageError, VerifyError
 from pgsandbox.isolation.differences import differences, parsed
 from pgsandbox.isolation.dump import Dump, dump
+<<<<<<< HEAD
 from pgsandbox.isolation.reset import ResetIsolation
+=======
+from pgsandbox.isolation.verify import VerifiedIsolation
+>>>>>>> h3
 
 if TYPE_CHECKING:
     from pgsandbox import Database, Sandbox
@@ -473,6 +477,12 @@ def test_a_record_is_read_as_postgresql_writes_it(sandbox: Sandbox, fields: list
 # The setting ----------------------------------------------------------------------------------------------------------
 
 
+def watched(database: Database) -> type:
+    """The isolation that is verified."""
+    [found] = [value for value in vars(database).values() if isinstance(value, VerifiedIsolation)]
+    return type(found._inner)
+
+
 @pytest.fixture
 def verified(some_target: Target, project: Path) -> Iterator[Sandbox]:
     """A sandbox with the setting verify."""
@@ -488,7 +498,7 @@ def test_with_verify_a_reset_that_leaves_something_is_an_error(
         with database.connect(autocommit=True) as connection:
             connection.execute("INSERT INTO place VALUES ('left')")
         with monkeypatch.context() as patch:
-            patch.setattr(ResetIsolation, "reset", lambda _: None)
+            patch.setattr(watched(database), "reset", lambda _: None)
             with pytest.raises(VerifyError) as caught:
                 database.reset()
         assert str(caught.value) == (
@@ -513,7 +523,7 @@ def test_every_version_has_its_own_catalogs(target: Target, project: Path) -> No
 
 def test_with_verify_many_differences_are_told_in_part(verified: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     database = verified.database()
-    monkeypatch.setattr(ResetIsolation, "reset", lambda _: None)
+    monkeypatch.setattr(watched(database), "reset", lambda _: None)
     with database.connect(autocommit=True) as connection:
         for number in range(50):
             connection.execute(f"CREATE TABLE more_{number} ()")
@@ -541,7 +551,7 @@ def test_with_verify_baselines_move_and_snapshots_are_restored(
         insert("later")
         database.restore(snapshot)
         with monkeypatch.context() as patch:
-            patch.setattr(ResetIsolation, "restore", lambda *_: None)
+            patch.setattr(watched(database), "restore", lambda *_: None)
             insert("left")
             with pytest.raises(VerifyError, match="the restore of pgsandbox_main did not bring back its baseline"):
                 database.restore(snapshot)
@@ -552,7 +562,8 @@ def test_with_verify_baselines_move_and_snapshots_are_restored(
 def test_verify_looks_at_the_server_only_where_nobody_else_uses_it(some_target: Target, project: Path) -> None:
     """Whose is a database that appears in a server of several workers?"""
     for workers, told in ((1, "database another (pgsandbox_owner) is there now"), (2, None)):
-        with running(**some_target.settings, scope="session", workers=workers, verify=True) as sandbox:
+        settings = {**some_target.settings, "scope": "session", "isolation": "clone"}  # which leaves the server alone
+        with running(**settings, workers=workers, verify=True) as sandbox:
             database = sandbox.database()
             with database.connect(autocommit=True) as connection:
                 connection.execute("CREATE DATABASE another")
@@ -581,8 +592,8 @@ def test_the_setting_reaches_each_test(inner: Inner, pytester: pytest.Pytester) 
     """A reset that forgets is caught before the next test starts."""
     pytester.makeconftest(
         """
-        from pgsandbox.isolation.reset import ResetIsolation
-        ResetIsolation.reset = lambda self: None
+        from pgsandbox.isolation.clone import CloneIsolation
+        CloneIsolation.reset = CloneIsolation.remake = lambda self: None
         """
     )
     pytester.makepyfile(
@@ -594,7 +605,8 @@ def test_the_setting_reaches_each_test(inner: Inner, pytester: pytest.Pytester) 
             pass
         """
     )
-    inner("-rE").assert_outcomes(passed=2)
-    result = inner("--pgsandbox-verify")
+    clone = "--pgsandbox-isolation=clone"
+    inner(clone).assert_outcomes(passed=2)
+    result = inner(clone, "--pgsandbox-verify")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*table public.left_behind is there now"])

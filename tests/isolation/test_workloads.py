@@ -8,7 +8,7 @@ import pytest
 from conftest import Target
 from machine import running
 from workloads.arena import FOLDER, arena
-from workloads.broken import FORGOTTEN, forgetful
+from workloads.broken import FORGOTTEN, RULES, disabled, forgetful
 from workloads.hunt import OPTIONS, WorkloadError, hunt, several, told
 from workloads.workload import Round, Step, Workload
 
@@ -88,6 +88,19 @@ def test_a_reset_that_forgets_something_is_found_out(
         forgetting = forgetful(sandbox, what, monkeypatch)
         with arena(sandbox) as ground, forgetting, pytest.raises(WorkloadError):
             hunt(ground, count=60, seed_=first_seed, about=FORGOTTEN[what][1], shrink=False)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_of_the_reset_is_needed(
+    some_target: Target, first_seed: int, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
+    with (
+        running(**some_target.settings, **SETTINGS) as sandbox,
+        arena(sandbox) as ground,
+        disabled(rule, monkeypatch),
+        pytest.raises(WorkloadError),
+    ):
+        hunt(ground, count=100, seed_=first_seed, kinds=(), about=RULES[rule][1], shrink=False)
 
 
 def test_a_failure_is_shown_as_the_smallest_script_and_comes_again(

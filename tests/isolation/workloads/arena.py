@@ -24,7 +24,8 @@ _OPTIONS = "-c lock_timeout=30ms -c statement_timeout=5s -c client_min_messages=
 """Sessions that wait for each other in vain do not hold up a workload for long."""
 
 _PROBE = """
-    SELECT (SELECT array_agg(p ORDER BY id) FROM public.plain p)::text, (SELECT count(*) FROM public.reference),
+    SELECT (SELECT array_agg((id, name, n, extract(epoch FROM at)) ORDER BY id)::text FROM public.plain),
+           (SELECT count(*) FROM public.reference),
            (SELECT last_value FROM public.lone), (SELECT count(*) FROM public.unlogged)
 """
 """What a session asks for again and again, by a statement that it has prepared once."""
@@ -52,12 +53,16 @@ class Arena:
         self._admin: psycopg.Connection[Any] | None = None
         self.tally: Counter[str] = Counter()
         self.database = self._prepared(sandbox.database())
-        self.baseline = self._dump()
-        with self.database.connect(autocommit=True) as connection:
-            self._probed = connection.execute(_PROBE).fetchone()
-            self._next = connection.execute(_NEXT).fetchone()
-        self.database.reset()
-        self._prove()
+        try:
+            self.baseline = self._dump()
+            with self.database.connect(autocommit=True) as connection:
+                self._probed = connection.execute(_PROBE).fetchone()
+                self._next = connection.execute(_NEXT).fetchone()
+            self.database.reset()
+            self._prove()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give up the database."""
@@ -211,7 +216,7 @@ class _Session:
         """The answer to a query. Raises LeftBehindError if the server refuses."""
         assert self._connection is not None
         try:
-            self._connection.execute(b"RESET ROLE")
+            self._connection.execute(b"RESET ROLE; SET default_transaction_read_only = off")
             if (
                 prepare
                 and not self._connection.execute(

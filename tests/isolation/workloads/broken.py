@@ -7,10 +7,17 @@ the reset, for statements that would make its present state, and those that the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+
+from pgsandbox import Database
+from pgsandbox.isolation import quiet, relations, wal
+from pgsandbox.isolation.shared import Shared
+from pgsandbox.isolation.undo import Undo
+from pgsandbox.isolation.watch import Watch
 
 if TYPE_CHECKING:
     from pgsandbox import Sandbox
@@ -23,11 +30,6 @@ FORGOTTEN: dict[str, tuple[str, str]] = {
         """,
         "nextval|numbered",
     ),
-    "unlogged tables": (
-        "SELECT format('INSERT INTO unlogged VALUES (%s, %L)', id, what) FROM unlogged",
-        "INTO unlogged",
-    ),
-    "a new row": ("SELECT format('INSERT INTO plain (id) VALUES (%s)', max(id)) FROM plain", "INTO plain"),
     "deleted rows": (
         """
         SELECT format('DELETE FROM reference WHERE id = %s', g) FROM generate_series(1, 3000) g
@@ -38,14 +40,6 @@ FORGOTTEN: dict[str, tuple[str, str]] = {
     "large objects": (
         "SELECT format('SELECT lo_put(%s, 0, %L)', oid, lo_get(oid)) FROM pg_largeobject_metadata WHERE oid < 2000",
         "lo_put",
-    ),
-    "settings of the database": (
-        """
-        SELECT format('ALTER DATABASE %I SET %s = %L', datname, split_part(c, '=', 1), split_part(c, '=', 2))
-        FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) c
-        WHERE datname = current_database() AND setrole = 0
-        """,
-        "ALTER DATABASE",
     ),
     "rights": (
         """
@@ -79,24 +73,95 @@ FORGOTTEN: dict[str, tuple[str, str]] = {
 @contextlib.contextmanager
 def forgetful(sandbox: Sandbox, what: str, patch: Any) -> Iterator[None]:
     """Every reset in `sandbox` forgets `what`, for the length of the block; `patch` is pytest's MonkeyPatch."""
-    isolation = type(sandbox.database()._isolation)
-    original = isolation.reset
+    original = Database.reset
 
     def ask(name: str) -> list[str]:
         with contextlib.suppress(psycopg.Error), sandbox.server.inside(name) as connection:
             return [statement for (statement,) in connection.execute(FORGOTTEN[what][0].encode())]
         return []  # the workload has made away with what is asked for
 
-    def reset(self: Any) -> None:
-        present = ask(self._name)
-        original(self)
-        at_baseline = set(ask(self._name))
-        with sandbox.server.inside(self._name) as connection:
+    def reset(database: Database) -> None:
+        present = ask(database.name)
+        original(database)
+        at_baseline = set(ask(database.name))
+        with sandbox.server.inside(database.name) as connection:
             for statement in present:
                 if statement not in at_baseline:
                     with contextlib.suppress(psycopg.Error):
                         connection.execute(statement.encode())
 
     with patch.context() as only_here:
-        only_here.setattr(isolation, "reset", reset)
+        only_here.setattr(Database, "reset", reset)
+        yield
+
+
+# One rule of the reset at a time, disabled ----------------------------------------------------------------------------
+
+
+def _no_flush(patch: Any) -> None:
+    patch.setattr(wal, "flush", _flushed)
+
+
+def _flushed(admin: psycopg.Connection[Any]) -> int:
+    row = admin.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _without(patch: Any, **fields: Any) -> None:
+    """What the catalogs are found to say differs in less than it does."""
+    compared = relations.differences
+    patch.setattr(relations, "differences", lambda *given: replace(compared(*given), **fields))
+
+
+def _no_advisory_locks(patch: Any) -> None:
+    seen = quiet.seen
+    patch.setattr(quiet, "seen", lambda answer: replace(seen(answer), advisory=frozenset()))
+
+
+def _same_file(patch: Any) -> None:
+    rewind = Undo.rewind
+
+    def set_only(self: Undo, values: dict[Any, Any]) -> None:
+        rewind(self, {sequence: (last, called, False) for sequence, (last, called, _) in values.items()})
+
+    patch.setattr(Undo, "rewind", set_only)
+
+
+RULES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "what was written last is flushed before it is read": (_no_flush, "INTO plain|INTO keyless"),
+    "unlogged tables are looked at each time": (
+        lambda patch: patch.setattr(Undo, "changed", lambda *_: []),
+        "INTO unlogged|UPDATE unlogged",
+    ),
+    "sequences whose values sessions cache get another file": (_same_file, r"nextval\('cached'\)"),
+    "sequences are put back": (lambda patch: patch.setattr(Undo, "rewind", lambda *_: None), "nextval"),
+    "deleted rows are revived": (
+        lambda patch: patch.setattr(wal, "_NEUTRAL", [*wal._NEUTRAL, "Heap DELETE"]),
+        "DELETE FROM reference",
+    ),
+    "the database's own settings and rights are compared": (
+        lambda patch: patch.setattr(Shared, "has_changed", lambda _: False),
+        "ALTER DATABASE",
+    ),
+    "new roles and databases are removed": (
+        lambda patch: patch.setattr(Shared, "remove_others", lambda _: False),
+        "CREATE ROLE|CREATE DATABASE",
+    ),
+    "what was prepared is rolled back": (
+        lambda patch: patch.setattr(Watch, "_roll_back_prepared", lambda _: False),
+        "INTO plain",
+    ),
+    "who took an advisory lock and kept it is ended": (_no_advisory_locks, "advisory_lock"),
+    "a changed schema is a reason for a clone": (lambda patch: _without(patch, changed=()), "COMMENT ON|^GRANT"),
+    "what was truncated is filled again": (lambda patch: _without(patch, moved=()), "^TRUNCATE"),
+}
+"""By rule: how it is disabled, and a pattern of the statements that it is for."""
+
+
+@contextlib.contextmanager
+def disabled(rule: str, patch: Any) -> Iterator[None]:
+    """The rule `rule` of the reset by WAL is disabled for the length of the block; `patch` is pytest's MonkeyPatch."""
+    with patch.context() as only_here:
+        RULES[rule][0](only_here)
         yield
