@@ -172,8 +172,17 @@ def _narration() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.text import Text
 
+    from pgsandbox.engines import Notice
+
     with Console(stderr=True).status(Text("pgsandbox: looking for an engine")) as status:
-        yield lambda text: status.update(Text(f"pgsandbox: {text}"))
+
+        def show(text: str) -> None:
+            if isinstance(text, Notice):
+                status.console.print(Text(f"pgsandbox: {text}"))
+            else:
+                status.update(Text(f"pgsandbox: {text}"))
+
+        yield show
 
 
 @cli.command(short_help="Start a sandbox, or find the one that runs, and print its URL.")

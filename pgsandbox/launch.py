@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, places, template, tuning
-from pgsandbox.cache import Cache, Entry, Fingerprint
-from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
-from pgsandbox.errors import PgsandboxError, PlaceError, SeedError
+from pgsandbox.cache import Cache, Entry
+from pgsandbox.engines import Choice, Notice, Order, Progress, Running, Seeding, supervised
+from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError
 from pgsandbox.run import Run, entries, write_record
 from pgsandbox.server import Server
 from pgsandbox.template import Facts
 
 if TYPE_CHECKING:
+    from pgsandbox.fingerprint import Fingerprint
     from pgsandbox.settings import Settings
 
 _END_TIMEOUT = 5.0
@@ -126,8 +127,9 @@ class Launcher:
         record = self.seed()
         try:
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
-        except SeedError as problem:
-            self._progress(f"{problem.message}: it is built anew")
+        except ServerError as problem:
+            said = problem.message if isinstance(problem, SeedError) else "no server starts from the kept template"
+            self._progress(Notice(f"{said} ({_first_line(problem.why)}): it is built anew"))
             record = self.seed(instead_of=record)
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
         return server, Facts.from_record(record["facts"])
@@ -140,14 +142,16 @@ class Launcher:
         cache = Cache()
         try:
             with cache.building(key, timeout=self._patience):
-                entry = cache.find(key)
+                entry, wrong = cache.find(key)
                 if entry is not None:
                     return {"seed": entry.seed, "facts": entry.facts}
+                if wrong is not None:
+                    self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
                 record = self._make_seed(Seeding.KEPT, cache.prepare(), key)
                 cache.keep(self._entry(key, record), limit=self._settings.cache_size)
                 return record
         except PlaceError as problem:
-            self._progress(f"the template is not kept: {problem.message}")
+            self._progress(Notice(f"the template is not kept: {problem.message} ({problem.why})"))
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
 
     def _entry(self, key: str, record: dict[str, Any]) -> Entry:
@@ -170,7 +174,8 @@ class Launcher:
         finally:
             server.close()
         engine = engines.named(server.engine)
-        seed = engine.bake(server.running, folder=folder, name=name, timeout=self._settings.timeout)
+        note = {"key": name, "parts": self._mark.parts, "version": self._choice.version, "facts": facts.to_record()}
+        seed = engine.bake(server.running, folder=folder, name=name, note=note, timeout=self._settings.timeout)
         return {"seed": seed, "facts": facts.to_record()}
 
     def _launch(
@@ -191,7 +196,7 @@ class Launcher:
             token=token,
             folder=folder,
             run=self._run.id,
-            flags=tuning.flags(self._settings, workers=workers),
+            flags=tuning.flags(self._settings, workers=workers, is_baked=seeding is not Seeding.NONE),
             timeout=self._settings.timeout,
             lease=held_by or folder,
             seed=seed,
@@ -223,3 +228,7 @@ class Launcher:
         if self._spare is not None:
             self._spare.detach()
             self._spare = None
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0] or "it did not say why"

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pgsandbox import connections, engines, places, scram, sources, steps, template, tuning
-from pgsandbox.cache import Fingerprint, fingerprint
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
+from pgsandbox.fingerprint import Fingerprint, fingerprint
 from pgsandbox.isolation.clone import CloneIsolation
 from pgsandbox.launch import Launcher, patience
 from pgsandbox.run import Run, entries, folder_of

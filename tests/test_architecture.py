@@ -35,9 +35,11 @@ LAYERS = """
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
     template  cache  connections  isolation.clone  isolation.rollback
-    isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left
+    isolation  fingerprint  sweep                           how a baseline comes back, what one is made of; the dead
+    steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it
     engines.docker  engines.local  engines.external         where a server can run
+    engines.images                                          kept templates as images
     engines.container                                       one container
     engines                                                 what all engines have in common
     engines.archive  engines.binaries  engines.daemon  engines.kernel  engines.ready  engines.supervised
@@ -64,7 +66,7 @@ OUTSIDE = {
     "xdist": set(),
     "click": {"cli"},
     "rich": {"cli"},
-    "docker": {"engines.container", "engines.daemon", "engines.docker", "engines.topology"},
+    "docker": {"engines.container", "engines.daemon", "engines.docker", "engines.images", "engines.topology"},
     "testcontainers": {"engines.daemon", "engines.topology"},
 }
 """Packages of others that only some modules may know at all, be it for a type."""

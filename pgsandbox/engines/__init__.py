@@ -22,6 +22,12 @@ Progress = Callable[[str], None]
 """Told, in a few words, what a long step is doing."""
 
 
+class Notice(str):
+    """What a `Progress` is told that the user should see, even where nobody follows the progress: one line."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """An engine that can serve, and why it was taken."""
@@ -111,20 +117,27 @@ class Engine(Protocol):
         """A server that accepts connections; raises PgsandboxError. Whatever happens, its supervisor ends it."""
         ...
 
-    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
-        """End a server that was started `for_seed`, and give its cluster, stopped cleanly, as a seed for other starts.
+    def bake(
+        self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
+    ) -> dict[str, Any]:
+        """End a server that was started to be baked, and give its cluster, stopped cleanly, as a seed for other starts.
 
         A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
-        of it goes to `folder`, all under `name`. Raises PlaceError when it can't be written there, ServerError.
+        of it goes to `folder`, all under `name`. `note` is what is to be known of it elsewhere, no secret among it.
+        Raises PlaceError when it can't be written there, ServerError.
         """
         ...
 
-    def has_seed(self, seed: dict[str, Any]) -> bool:
-        """Whether `seed` is still there, as far as a look from outside tells."""
+    def damage(self, seed: dict[str, Any]) -> str | None:
+        """What is wrong with `seed`, as far as a look from outside tells; None if nothing is."""
         ...
 
     def forget_seed(self, seed: dict[str, Any]) -> None:
-        """Remove a seed; harmless when it is gone."""
+        """Remove a seed, as soon as nothing runs on it any more; harmless when it is gone."""
+        ...
+
+    def strays(self, folder: Path, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
+        """Seeds, by name, that were baked to be kept in `folder` and are none of `known`."""
         ...
 
     def grant(self, running: Running, seconds: float) -> None:
