@@ -140,6 +140,9 @@ def _seal(server: Server) -> Facts:
         if server.is_ours:
             reassign = sql.SQL("REASSIGN OWNED BY {} TO {}")
             connection.execute(reassign.format(sql.Identifier(names.builder), sql.Identifier(names.owner)))
+        # As the database's owner, who may do that to all but the catalogs that it shares with other databases: the
+        # statistics of pg_authid would be a copy of all verifiers.
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(names.owner)))
         connection.execute("VACUUM (FREEZE, ANALYZE)")
     facts = _facts(server)
     server.disconnect(names.template)

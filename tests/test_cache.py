@@ -22,15 +22,6 @@ ONE_STEP = "command: sh -c 'echo built >>builds; psql -qc \"CREATE TABLE t (i in
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own."""
-    folder = tmp_path / "cache"
-    folder.mkdir(mode=0o755)
-    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
 def start(project: Path, own_cache: Path) -> Callable[..., list[str]]:
     """`start(target, **settings)`: start a sandbox in the project and end it; what it said it was doing."""
 

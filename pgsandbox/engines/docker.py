@@ -172,7 +172,10 @@ class DockerEngine:
             client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
 
 
-_STOP = """\
+_STOP = f"""\
+rm -f {container.PASSWORD}
+"""
+_STOP += """\
 pid=$(head -n 1 "$PGDATA/postmaster.pid")
 : >/dev/shm/pgsandbox-hold
 kill -INT "$pid"
