@@ -40,6 +40,11 @@ class Entry:
         """The image's tag, or the archive's path."""
         return str(self.seed.get("image") or self.seed.get("archive"))
 
+    def to_json(self) -> dict[str, Any]:
+        """All that a program may want to know of it."""
+        names = ("key", "engine", "version", "size", "project", "created", "used")
+        return {name: getattr(self, name) for name in names} | {"where": self.where}
+
 
 class Cache:
     """The kept templates of this user. Nothing in it is trusted that was not finished."""

@@ -105,6 +105,18 @@ class Launcher:
                 self._run.write("seed", record)
         return record
 
+    def kept(self, key: str) -> Entry:
+        """The template from the cache, or made for it. Raises PlaceError where it can't be kept, PgsandboxError."""
+        cache = Cache()
+        with cache.building(key, timeout=self._patience):
+            entry, wrong = cache.find(key)
+            if wrong is not None:
+                self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
+            if entry is None:
+                entry = self._entry(key, self._make_seed(Seeding.KEPT, cache.prepare(), key))
+                cache.keep(entry, limit=self._settings.cache_size)
+        return entry
+
     def release(self) -> None:
         """Give up what is this process's alone: its own server ends, and a supervisor without a server."""
         if self._own_lease is not None:
@@ -139,17 +151,9 @@ class Launcher:
         key = self._mark.key
         if key is None:
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
-        cache = Cache()
         try:
-            with cache.building(key, timeout=self._patience):
-                entry, wrong = cache.find(key)
-                if entry is not None:
-                    return {"seed": entry.seed, "facts": entry.facts}
-                if wrong is not None:
-                    self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
-                record = self._make_seed(Seeding.KEPT, cache.prepare(), key)
-                cache.keep(self._entry(key, record), limit=self._settings.cache_size)
-                return record
+            entry = self.kept(key)
+            return {"seed": entry.seed, "facts": entry.facts}
         except PlaceError as problem:
             self._progress(Notice(f"the template is not kept: {problem.message} ({problem.why})"))
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")

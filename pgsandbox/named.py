@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import sys
-import time
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, Pl
 from pgsandbox.launch import RUNNING
 from pgsandbox.run import Run, all_runs, damaged, entries, folder_of, read_record, write_record
 from pgsandbox.sandbox import NAMED, Sandbox
-from pgsandbox.settings import SETTINGS, Settings, show_duration
+from pgsandbox.settings import SETTINGS, Settings, show_age, show_duration
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
@@ -65,12 +64,7 @@ class Named:
     @property
     def age(self) -> str:
         """How long ago it was made, in words."""
-        seconds = max(0, int(time.time() - self.created))
-        return next(
-            f"{seconds // size}{unit}"
-            for unit, size in (("h", 3600), ("m", 60), ("s", 1))
-            if seconds >= size or size == 1
-        )
+        return show_age(self.created)
 
     @property
     def shown_ttl(self) -> str:

@@ -20,6 +20,7 @@ from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 if TYPE_CHECKING:
+    from pgsandbox.cache import Entry
     from pgsandbox.server import Server
 
 NAMED = "named-"
@@ -162,6 +163,15 @@ class Sandbox:
             self._server, self._facts = self._launcher.shared(workers=self.workers)
         else:
             self._launcher.seed()
+
+    def bake(self) -> Entry:
+        """The kept template, made if need be; only for one that can be kept, as `fingerprint` says.
+
+        Raises PlaceError where there is no room for it, PgsandboxError.
+        """
+        assert self.fingerprint.key is not None
+        steps.checked(self.settings.init, self.root)
+        return self._launcher.kept(self.fingerprint.key)
 
     @property
     def is_started(self) -> bool:

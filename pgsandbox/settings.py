@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -243,6 +244,19 @@ def show_duration(seconds: float) -> str:
         if seconds >= factor and seconds % factor == 0:
             return f"{seconds / factor:g}{unit}"
     return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"
+
+
+def show_size(size: int) -> str:
+    """`size` bytes in the unit that reads best: `31.5MB`."""
+    unit, factor = next(((u, f) for u, f in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)) if size >= f), ("", 1))
+    return f"{round(size / factor, 1):g}{unit or ' bytes'}"
+
+
+def show_age(since: float) -> str:
+    """How long ago the Unix time `since` was, in the largest whole unit: `2h`."""
+    seconds = max(0, int(time.time() - since))
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    return next(f"{seconds // size}{unit}" for unit, size in units if seconds >= size or size == 1)
 
 
 def resolve(places: Iterable[Place], *, base: Settings | None = None) -> Settings:

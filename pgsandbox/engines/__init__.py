@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -125,6 +125,19 @@ class Engine(Protocol):
         A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
         of it goes to `folder`, all under `name`. `note` is what is to be known of it elsewhere, no secret among it.
         Raises PlaceError when it can't be written there, ServerError.
+        """
+        ...
+
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """The cluster of a kept seed as a stream, for `adopt` on another machine. Raises PgsandboxError."""
+        ...
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """A seed to be kept, of what `export` gave elsewhere; `note` is what came along.
+
+        Nothing is left of it where reading `content` raises. Raises PgsandboxError.
         """
         ...
 

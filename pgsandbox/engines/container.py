@@ -32,7 +32,7 @@ ASKED = "container.json"
 """The file in a server's folder that says that the daemon was asked for a container, and once it gave one, its id."""
 
 _SHM = 256 << 20
-_SEED = "/tmp/pgsandbox-seed"  # noqa: S108 -- inside the container, where every user may write
+SEED = "/tmp/pgsandbox-seed"  # noqa: S108 -- inside the container, where every user may write
 _IDLE = 2
 
 PASSWORD = "/tmp/pgsandbox-password"  # noqa: S105, S108 -- inside the container, where it is gone before that is baked
@@ -65,6 +65,19 @@ def start(
         else:
             return container, output
     raise AssertionError("the second attempt returns or raises")
+
+
+def create_only(client: docker.DockerClient, image: str, *, name: str, order: Order) -> str:
+    """Create a container that is not to be started; its id. Raises SeedError when there is no such image."""
+    import docker
+
+    write_record(order.folder / ASKED, {"id": None})
+    try:
+        container: str = client.api.create_container(image, command=["true"], name=name, labels=_labels(order))["Id"]
+    except docker.errors.ImageNotFound as problem:
+        raise SeedError("the kept template has gone", why=f"somebody removed the image {image}") from problem
+    write_record(order.folder / ASKED, {"id": container})
+    return container
 
 
 def remove(client: docker.DockerClient, container: str) -> None:
@@ -147,7 +160,7 @@ def _parts(
     detail = choice.detail
     major = choice.major or DEFAULT_MAJOR
     initdb = ["--no-sync", f"--wal-segsize={WAL_SEGMENT}", *(["--no-data-checksums"] if major >= 18 else [])]
-    environ = {"PGDATA": detail["data"] if order.seeding is Seeding.NONE else _SEED}
+    environ = {"PGDATA": detail["data"] if order.seeding is Seeding.NONE else SEED}
     if order.seed is None:
         environ |= {
             "POSTGRES_USER": "postgres",
@@ -162,7 +175,7 @@ def _parts(
     mounts = sorted({*detail["volumes"], *_covering(detail["data"], detail["volumes"])}) if tmpfs else []
     flags = [word for name, value in order.flags.items() for word in ("-c", f"{name}={value}")]
     keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(_IDLE)]
-    seed = [_SEED] if order.seed else [""]
+    seed = [SEED] if order.seed else [""]
     return {
         "image": order.seed["image"] if order.seed else choice.what,
         "entrypoint": [*keep, *seed, *detail["entrypoint"]],

@@ -6,12 +6,24 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import lease, places, scram
-from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, container, daemon, images, ready, supervised
+from pgsandbox.engines import (
+    Choice,
+    Order,
+    Progress,
+    Running,
+    Seeding,
+    container,
+    daemon,
+    images,
+    ready,
+    registry,
+    supervised,
+)
 from pgsandbox.engines.container import LABEL_OWNER, LABEL_SERVER
 from pgsandbox.engines.topology import Topology, topology
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
@@ -124,11 +136,47 @@ class DockerEngine:
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
                 )
             images.commit(client, id_, tag, labels)
-            size = client.images.get(tag).attrs["Size"] - client.images.get(running.what).attrs["Size"]
+            size = images.size_on(client, tag, running.what)
             container.remove(client, id_)
         if is_kept:
             supervised.end(Path(running.folder), timeout=timeout)
         return {"image": tag, "size": size}
+
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """The cluster's files: with the image that is under them, which every machine has, it would be far more."""
+        with contextlib.closing(daemon.connect()) as client, _helper(client, seed["image"], order) as helper:
+            yield from client.api.get_archive(helper, container.SEED)[0]
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """An image of the cluster's files on top of this machine's own copy of the same image."""
+        tag = images.tag_of(folder, name)
+        with contextlib.closing(daemon.connect()) as client, _helper(client, choice.what, order) as helper:
+            images.put(client, helper, content, str(Path(container.SEED).parent))
+            images.commit(client, helper, tag, images.labels_of_kept(folder, note))
+            return {"image": tag, "size": images.size_on(client, tag, choice.what)}
+
+    def push(self, seed: dict[str, Any], reference: str, progress: Progress) -> None:
+        """Push the image of a seed to `reference` in a registry. Raises EngineError."""
+        with contextlib.closing(daemon.connect()) as client:
+            registry.push(client, seed["image"], reference, progress)
+
+    @contextlib.contextmanager
+    def pulled(self, reference: str, progress: Progress) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The image that the registry has as `reference`, for the length of the block, and what it says of itself.
+
+        Raises EngineError when it can't be pulled.
+        """
+        with contextlib.closing(daemon.connect()) as client, registry.pulled(client, reference, progress) as id_:
+            yield id_, images.note_of(client, id_) or {}
+
+    def keep(self, image: str, choice: Choice, *, folder: Path, name: str) -> dict[str, Any]:
+        """A seed to be kept, of an image that is here already."""
+        tag = images.tag_of(folder, name)
+        with contextlib.closing(daemon.connect()) as client:
+            images.rename(client, image, tag)
+            return {"image": tag, "size": images.size_on(client, tag, choice.what)}
 
     def damage(self, seed: dict[str, Any]) -> str | None:
         """Whether the daemon has the image."""
@@ -185,6 +233,19 @@ while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 wal=$(pg_controldata "$PGDATA" | sed -n 's/.*REDO WAL file: *//p')
 [ -z "$wal" ] || find "$PGDATA/pg_wal" -maxdepth 1 -type f ! -name "$wal" -exec rm {} +
 """
+
+
+@contextlib.contextmanager
+def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[str]:
+    """A container of `image` that is never started, for the sake of its files; it goes with this process."""
+    places.private(order.folder)
+    name = f"pgsandbox-{order.token}"
+    spec = {"engine": "docker", "container": name, "seed": f"{_SEEDS}:{order.token}"}
+    supervised.start_for(order, spec).detach()
+    try:
+        yield container.create_only(client, image, name=name, order=order)
+    finally:
+        supervised.end(order.folder, timeout=order.timeout)
 
 
 def _content(image: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,16 @@ class ExternalEngine:
         self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
     ) -> dict[str, Any]:
         """Never asked for: an external server is always shared."""
+        raise ServerError("a server that is not ours can't be copied")
+
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """Never asked for: there are no seeds."""
+        raise ServerError("a server that is not ours can't be copied")
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """Never asked for: there are no seeds."""
         raise ServerError("a server that is not ours can't be copied")
 
     def damage(self, seed: dict[str, Any]) -> str | None:

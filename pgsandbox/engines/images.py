@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
 from pgsandbox.engines.container import LABEL_CREATED, LABEL_OWNER, LABEL_RUN, LABEL_SERVER
-from pgsandbox.errors import PlaceError, ServerError
+from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
 
 if TYPE_CHECKING:
     import docker
@@ -47,12 +47,29 @@ def commit(client: docker.DockerClient, container: str, tag: str, labels: dict[s
     try:
         client.api.commit(container, repository=repository, tag=version, message=_COMMENT, conf=conf)
     except docker.errors.APIError as problem:
-        why = problem.explanation or str(problem)
-        if "no space left" in why:
-            raise PlaceError(
-                "the daemon has no space left for an image", why=why, hint="try `docker system df`"
-            ) from problem
-        raise ServerError("the daemon could not make an image of the template", why=why) from problem
+        raise _not_made(problem) from problem
+
+
+def put(client: docker.DockerClient, container: str, content: Iterable[bytes], folder: str) -> None:
+    """Unpack an archive, in pieces, into `folder` of a container. Raises PlaceError, ServerError."""
+    import docker
+
+    try:
+        client.api.put_archive(container, folder, content)
+    except docker.errors.APIError as problem:
+        raise _not_made(problem) from problem
+
+
+def rename(client: docker.DockerClient, image: str, tag: str) -> None:
+    """Give `image` the name `tag`; one that had it before goes."""
+    retire(client, tag)
+    repository, _, version = tag.partition(":")
+    client.api.tag(image, repository, version)
+
+
+def size_on(client: docker.DockerClient, image: str, base: str) -> int:
+    """How many bytes `image` adds to `base`."""
+    return int(client.images.get(image).attrs["Size"]) - int(client.images.get(base).attrs["Size"])
 
 
 def labels_of_kept(folder: Path, note: dict[str, Any]) -> dict[str, str]:
@@ -115,6 +132,13 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
     for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}", "dangling": True}):
         if client.images.get(image["Id"]).attrs.get("Comment") == _COMMENT:
             yield str((note_of(client, image["Id"]) or {}).get("key", "0")), image["Id"]
+
+
+def _not_made(problem: docker.errors.APIError) -> PgsandboxError:
+    why = problem.explanation or str(problem)
+    if "no space left" in why:
+        return PlaceError("the daemon has no space left for an image", why=why, hint="try `docker system df`")
+    return ServerError("the daemon could not make an image of the template", why=why)
 
 
 def _retired(id_: str) -> str:

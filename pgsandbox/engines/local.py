@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +87,20 @@ class LocalEngine:
         self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
     ) -> dict[str, Any]:
         """The data folder of `running` as an archive: one file is read faster than a thousand, and is whole or not."""
-        archive = folder / f"{name}.tar"
-        whole = supervised.bake(Path(running.folder), archive, timeout=timeout)
+        file = folder / f"{name}.tar"
+        whole = supervised.bake(Path(running.folder), file, timeout=timeout)
         supervised.end(Path(running.folder), timeout=timeout)
-        return {"archive": str(archive), **whole}
+        return {"archive": str(file), **whole}
+
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """The archive as it is."""
+        return archive.content(seed)
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """The archive, written to `folder`."""
+        return archive.write(content, folder / f"{name}.tar")
 
     def damage(self, seed: dict[str, Any]) -> str | None:
         """Whether the archive has the size that it was written with."""
