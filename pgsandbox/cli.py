@@ -161,9 +161,10 @@ def _narration() -> Iterator[Callable[[str], None]]:
         said: list[str] = []
 
         def say(text: str) -> None:
-            if text.startswith("pulling "):
-                text = text.partition("[")[0].rstrip()  # a download's moving bar is no news in a log
-            if text not in said[-1:]:
+            is_moving = text.startswith(("pulling ", "pushing "))
+            if is_moving:
+                text = text.partition("[")[0].rstrip()  # a moving bar is no news in a log, nor is each layer's
+            if text not in (said if is_moving else said[-1:]):
                 said.append(text)
                 click.echo(f"pgsandbox: {text}", err=True)
 

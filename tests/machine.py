@@ -334,6 +334,7 @@ class Registry:
                 if status == 401:
                     self.send_header("WWW-Authenticate", 'Basic realm="test"')
                 self.send_header("Location", location)
+                self.send_header("Range", f"0-{max(0, len(content) - 1)}")
                 self.send_header("Docker-Content-Digest", _digest(content))
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -342,12 +343,12 @@ class Registry:
             def _body(self) -> bytes:
                 if self.headers.get("Transfer-Encoding") != "chunked":
                     return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                content = b""
+                content = []
                 while size := int(self.rfile.readline(), 16):
-                    content += self.rfile.read(size)
+                    content.append(self.rfile.read(size))
                     self.rfile.readline()
                 self.rfile.readline()
-                return content
+                return b"".join(content)
 
             do_HEAD = do_GET  # noqa: N815 -- the base class's name for it
             do_POST = do_PATCH = do_PUT  # noqa: N815 -- the same

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,28 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Target, image
+from conftest import Target
 from machine import needs_root, registry, with_mounts
 
+from pgsandbox.bake import Baker
 from pgsandbox.cache import Cache
-from pgsandbox.cli import cli as commands
+from pgsandbox.engines import Choice, named
+from pgsandbox.errors import TemplateError
 from pgsandbox.fingerprint import FORMAT
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
+from pgsandbox.settings import Settings
 
 TEST = """\
 def test_what_was_baked_is_there(pgsandbox_connection):
     assert pgsandbox_connection.execute("SELECT i FROM t").fetchone() == (7,)
     assert pgsandbox_connection.execute("SHOW work_mem").fetchone() == ("7MB",)
 """
-STEP = (
-    (
-        'command: sh -c \'echo built >>builds; psql -qc "CREATE TABLE t AS SELECT 7 i" '
-        '-c "ALTER DATABASE pgsandbox_template SET work_mem = \\"7MB\\"" \''
-    )
-    .replace('\\"7MB\\"', "$$7MB$$")
-    .replace("$$", "\\$\\$")
-)
+SCRIPT = """\
+echo built >>builds
+psql -qc "CREATE TABLE t AS SELECT 7 i" -c "ALTER DATABASE pgsandbox_template SET work_mem = '7MB'"
+"""
 
 TWO = [pytest.param(Target("docker", 15), marks=pytest.mark.docker, id="docker-15"), Target("local", 15)]
 
@@ -41,7 +40,8 @@ TWO = [pytest.param(Target("docker", 15), marks=pytest.mark.docker, id="docker-1
 @pytest.fixture
 def shop(project: Path, own_cache: Path, binaries: None) -> Iterator[Path]:
     """A project whose step counts how often it ran, and whose test needs what that made."""
-    (project / "pyproject.toml").write_text(f"[tool.pgsandbox]\ninit = [{json.dumps(STEP)}]\nwatch = ['*.sql']\n")
+    (project / "pyproject.toml").write_text("[tool.pgsandbox]\ninit = ['command: sh build.sh']\nwatch = ['*.sql']\n")
+    (project / "build.sh").write_text(SCRIPT)
     (project / "migration.sql").write_text("-- one")
     (project / "test_it.py").write_text(TEST)
     yield project
@@ -49,14 +49,16 @@ def shop(project: Path, own_cache: Path, binaries: None) -> Iterator[Path]:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+def elsewhere(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """`elsewhere()`: go on as on another machine, which has nothing in its cache."""
 
     def go() -> None:
         monkeypatch.setenv("_PGSANDBOX_CACHE", str(tmp_path / "elsewhere"))
 
+    here = os.environ["_PGSANDBOX_CACHE"]
     yield go
     Cache().clear()
+    monkeypatch.setenv("_PGSANDBOX_CACHE", here)
 
 
 def bake(target: Target, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -83,18 +85,18 @@ def check(project: Path, target: Target, *, builds: int) -> None:
 # Ahead of time --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TWO, indirect=False)
-def test_what_was_baked_is_what_runs_start_from(shop: Path, target: Target) -> None:
-    where = baked(target)
+@pytest.mark.parametrize("either", TWO)
+def test_what_was_baked_is_what_runs_start_from(shop: Path, either: Target) -> None:
+    where = baked(either)
     [entry] = Cache().entries()
     assert where == entry.where
-    if target.engine == "local":
+    if either.engine == "local":
         assert Path(where).is_file()
     begun = time.monotonic()
-    again = bake(target)
+    again = bake(either)
     assert (again.stdout, again.stderr) == (f"{where}\n", "")
     assert time.monotonic() - begun < 5
-    check(shop, target, builds=1)
+    check(shop, either, builds=1)
 
 
 def test_bake_says_on_stderr_what_it_does_and_all_of_it_as_json(shop: Path, some_target: Target) -> None:
@@ -129,36 +131,31 @@ def test_a_template_that_can_not_be_kept_says_why_and_what_to_set(
     assert done.stderr == f"pgsandbox: this template can't be kept\n  why: {why}\n  hint: {hint}\n"
 
 
-def test_a_server_that_is_not_ours_can_not_be_baked(
-    project: Path, some_target: Target, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
-    url = cli("up").stdout.strip()
-    admin = json.loads(cli("ls", "--json").stdout)[0]
-    monkeypatch.delenv("PGSANDBOX_ENGINE")
-    done = subprocess.run(
-        [sys.executable, "-m", "pgsandbox", "bake", "--url", url, "--superuser", "false"],
-        capture_output=True,
-        text=True,
-        check=False,
+def test_a_server_that_is_not_ours_can_not_be_baked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(Baker(Settings(), project, lambda _text: None)) as baker:
+        monkeypatch.setattr(baker._sandbox, "_choice", Choice(engine="external", version="18", what="it"))
+        with pytest.raises(TemplateError) as caught:
+            baker.bake()
+    assert str(caught.value) == (
+        "pgsandbox: this template can't be kept\n"
+        "  why: the server is not ours\n"
+        "  hint: leave url out: servers of our own start from a kept template"
     )
-    assert admin["url"] == url
-    cli("down")
-    assert (done.returncode, done.stdout) == (1, "")
 
 
 # To another machine, as a file ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TWO)
+@pytest.mark.parametrize("either", TWO)
 def test_a_file_brings_it_to_another_machine(
-    shop: Path, target: Target, elsewhere: Callable[[], None], tmp_path: Path
+    shop: Path, either: Target, elsewhere: Callable[[], None], tmp_path: Path
 ) -> None:
     file = str(tmp_path / "template.bin")
-    here = baked(target, "--output", file)
+    here = baked(either, "--output", file)
     elsewhere()
-    there = baked(target, "--input", file)
+    there = baked(either, "--input", file)
     assert there != here
-    check(shop, target, builds=1)
+    check(shop, either, builds=1)
 
 
 def test_a_pipe_will_do(shop: Path, some_target: Target, elsewhere: Callable[[], None]) -> None:
@@ -193,6 +190,7 @@ def headless(content: bytes) -> bytes:
 
 
 DAMAGED = "hint: make it anew: pgsandbox bake --output FILE; nothing of it was taken over"
+AND_THIS = f"and this version reads format {FORMAT}\n  hint: bake it anew, with the version that is to read it"
 FOREIGN = "hint: make one with `pgsandbox bake --output FILE`"
 
 
@@ -202,7 +200,7 @@ def parcels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {}
 
 
-@pytest.mark.parametrize("target", TWO)
+@pytest.mark.parametrize("either", TWO)
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -212,9 +210,7 @@ def parcels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         (headless, f"{{}} is damaged\n  why: its head can't be read\n  {DAMAGED}"),
         (
             of_another_version,
-            "{} was written by another version of pgsandbox\n"
-            f"  why: it is of format 1, and this version reads format {FORMAT}\n"
-            "  hint: bake it anew, with the version that is to read it",
+            f"{{}} was written by another version of pgsandbox\n  why: it is of format 1, {AND_THIS}",
         ),
         (
             lambda _content: b"PK\x03\x04",
@@ -226,17 +222,17 @@ def parcels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 )
 def test_a_damaged_file_is_said_to_be_and_leaves_the_cache_as_it_was(
     shop: Path,
-    target: Target,
+    either: Target,
     parcels: dict[str, bytes],
     damage: Callable[[bytes], bytes],
     said: str,
     elsewhere: Callable[[], None],
 ) -> None:
-    if target.engine not in parcels:
-        parcels[target.engine] = bake(target, "--output", "-", text=False).stdout
+    if either.engine not in parcels:
+        parcels[either.engine] = bake(either, "--output", "-", text=False).stdout
     elsewhere()
-    Path("template.bin").write_bytes(damage(parcels[target.engine]))
-    done = bake(target, "--input", "template.bin")
+    Path("template.bin").write_bytes(damage(parcels[either.engine]))
+    done = bake(either, "--input", "template.bin")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.endswith(f"pgsandbox: {said.format('template.bin')}\n"), done.stderr
     assert Cache().entries() == []
@@ -246,8 +242,6 @@ def test_a_damaged_file_is_said_to_be_and_leaves_the_cache_as_it_was(
 
 def tags() -> set[str]:
     """The images that the present cache has, whether or not it knows."""
-    from pgsandbox.engines import named
-
     return {seed["image"] for _, seed in named("docker").strays(Cache().folder, set())} if docker_answers() else set()
 
 
@@ -322,7 +316,7 @@ def test_a_registry_brings_it_to_another_machine(
     shop: Path, elsewhere: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the user's credentials; a machine that has the image's layers already gets the rest, and no name is left."""
-    target = Target("docker", 15)
+    target = Target("docker", 18)
     with registry(credentials="me:secret") as private:
         reference = f"{private.address}/shop/template:main"
         config = tmp_path / "config"
@@ -367,11 +361,13 @@ def test_an_image_that_is_no_template_is_refused(shop: Path) -> None:
         missing = f"{public.address}/nothing:1"
         done = bake(Target("docker", 15), "--from", missing)
         assert (done.returncode, done.stdout) == (3, "")
-        assert done.stderr.endswith(
-            f"pgsandbox: docker: the template can't be pulled from {missing}\n"
-            f"  why: manifest for {missing} not found: manifest unknown: manifest unknown\n"
-            f"  hint: check the name and the network, or `docker login {public.address}`\n"
-        ), done.stderr
+        assert re.search(
+            rf"^pgsandbox: docker: the template can't be pulled from {missing}\n"
+            r"  why: .*manifest unknown.*\n"
+            rf"  hint: check the name and the network, or `docker login {public.address}`\n$",
+            done.stderr,
+            re.MULTILINE,
+        )
 
 
 @pytest.mark.parametrize("flag", ["--push", "--from"])
@@ -388,5 +384,3 @@ def test_images_are_for_docker(shop: Path, some_target: Target, flag: str) -> No
 def test_it_comes_from_one_place(shop: Path, some_target: Target) -> None:
     done = bake(some_target, "--from", "a", "--input", "b")
     assert (done.returncode, "--from and --input exclude each other" in done.stderr) == (2, True)
-    assert "bake" in commands.commands
-    assert image(15)
