@@ -479,6 +479,8 @@ def doctor(as_json: bool, **given: Any) -> int:
 
 
 def _print_report(report: dict[str, Any]) -> None:
+    from pgsandbox.settings import show_size
+
     rows = [(row["name"], row["value"], row["from"]) for row in report["settings"]]
     for line in shell.table(("SETTING", "VALUE", "FROM"), rows):
         click.echo(line)
@@ -486,6 +488,10 @@ def _print_report(report: dict[str, Any]) -> None:
     for engine in report["engines"]:
         click.echo(f"{engine['name']}: {engine['says']}")
     click.echo(f"\nserves: {report['serves'] or 'nothing'}")
+    cache, count = report["cache"], report["cache"]["templates"]
+    sizes = f"{show_size(cache['size'])} of {show_size(cache['limit'])}"
+    click.echo(f"template: {report['template']['says']}")
+    click.echo(f"cache: {count} template{'s' if count != 1 else ''}, {sizes}, in {cache['folder']}")
     for name, folder in report["folders"].items():
         click.echo(f"{name}: {folder}")
 
