@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Target
+from children import eventually
+from conftest import Target, left_behind
 from machine import needs_root, registry, with_mounts
 
 from pgsandbox.bake import Baker
@@ -384,3 +385,23 @@ def test_images_are_for_docker(shop: Path, some_target: Target, flag: str) -> No
 def test_it_comes_from_one_place(shop: Path, some_target: Target) -> None:
     done = bake(some_target, "--from", "a", "--input", "b")
     assert (done.returncode, "--from and --input exclude each other" in done.stderr) == (2, True)
+
+
+# Killed in between ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.docker
+def test_one_that_is_killed_while_it_takes_over_a_template_leaves_nothing(shop: Path, runtime: Path) -> None:
+    target = Target("docker", 18)
+    content = bake(target, "--output", "-", text=False).stdout
+    Cache().clear()
+    command = [sys.executable, "-m", "pgsandbox", "bake", "--input", "-"]
+    environ = {**os.environ, **target.environ}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ) as process:
+        assert process.stdin is not None
+        process.stdin.write(content[:-40000])
+        process.stdin.flush()
+        assert eventually(lambda: any("container" in line for line in left_behind(runtime)), timeout=20)
+        process.kill()
+    assert Cache().entries() == []
+    assert tags() == set()
