@@ -176,6 +176,62 @@ def forwarded_unix(path: Path) -> Iterator[tuple[str, Forwarder]]:
         forwarder.close()
 
 
+class OwnDaemon:
+    """A Docker daemon that nobody else uses, with a network of its own; it may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.host = f"unix://{folder}/docker.sock"
+        self._folder = folder
+        self._bridge = f"pgs{secrets.token_hex(4)}"
+        self._process: subprocess.Popen[bytes] | None = None
+        network = f"10.{secrets.randbelow(100) + 100}.{secrets.randbelow(256)}.1/24"
+        for words in (("link", "add", self._bridge, "type", "bridge"), ("addr", "add", network, "dev", self._bridge)):
+            subprocess.run(["ip", *words], check=True)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        parts = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
+        flags = [f"--{name}={self._folder / part}" for name, part in parts.items()]
+        flags += [f"--host={self.host}", f"--bridge={self._bridge}", "--iptables=false", "--ip6tables=false"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(["dockerd", *flags], stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while self.docker("version").returncode != 0:
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it, and its containers with it."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(30)
+
+    def docker(self, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        """Run Docker's own client with it."""
+        return subprocess.run(["docker", "--host", self.host, *words], capture_output=True, check=False, **more)
+
+    def close(self) -> None:
+        """Remove its network."""
+        self.stop()
+        subprocess.run(["ip", "link", "delete", self._bridge], check=True)
+
+
+@contextlib.contextmanager
+def own_daemon(image: str) -> Iterator[OwnDaemon]:
+    """A daemon for the length of the block that has `image`; skips the test where none can be started."""
+    if not all(map(shutil.which, ("dockerd", "ip"))):
+        pytest.skip("there is no dockerd here to start a second time")
+    with tempfile.TemporaryDirectory(prefix="pgsandbox-test-") as name:
+        daemon = OwnDaemon(Path(name))
+        try:
+            daemon.start()
+            saved = subprocess.run(["docker", "save", image], capture_output=True, check=True)
+            assert daemon.docker("load", input=saved.stdout).returncode == 0
+            yield daemon
+        finally:
+            daemon.close()
+
+
 def command_lines() -> str:
     """The command line of every process of this machine."""
     found = []

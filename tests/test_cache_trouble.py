@@ -13,7 +13,7 @@ from typing import Any
 import docker
 import pytest
 from conftest import Inner, Target
-from machine import needs_root, other_user, with_mounts
+from machine import needs_root, other_user, own_daemon, with_mounts
 
 from pgsandbox import Sandbox, cache, fingerprint
 from pgsandbox.cache import Cache
@@ -222,6 +222,26 @@ def test_an_image_that_no_server_starts_from_is_built_anew(schema: Path) -> None
     assert said.startswith("no server starts from the kept template (")
     assert said.endswith("): it is built anew")
     assert notices(DOCKER, schema) == []
+
+
+@needs_root
+@pytest.mark.docker
+def test_a_daemon_that_was_restarted_still_has_what_is_kept(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with own_daemon(DOCKER.settings["image"]) as daemon:
+        monkeypatch.setenv("DOCKER_HOST", daemon.host)
+        said: list[str] = []
+        settings = {**DOCKER.settings, "init": ["schema.sql"]}
+        with Sandbox(root=schema, progress=said.append, **settings) as sandbox:
+            assert sandbox.database().url
+            daemon.stop()  # with a server that still runs on the image
+            sandbox.stop()
+        assert "schema.sql" in said
+        daemon.start()
+        assert notices(DOCKER, schema) == []
+        [entry] = Cache().entries()
+        left = daemon.docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.decode().split()
+        assert sorted(left) == sorted([DOCKER.settings["image"], entry.where])
+        assert daemon.docker("ps", "--all", "--quiet").stdout == b""
 
 
 # Two versions ---------------------------------------------------------------------------------------------------------
