@@ -39,14 +39,13 @@ TWO = [pytest.param(Target("docker", 15), marks=pytest.mark.docker, id="docker-1
 
 
 @pytest.fixture
-def shop(project: Path, own_cache: Path, binaries: None) -> Iterator[Path]:
+def shop(project: Path, own_cache: Path, binaries: None) -> Path:
     """A project whose step counts how often it ran, and whose test needs what that made."""
     (project / "pyproject.toml").write_text("[tool.pgsandbox]\ninit = ['command: sh build.sh']\nwatch = ['*.sql']\n")
     (project / "build.sh").write_text(SCRIPT)
     (project / "migration.sql").write_text("-- one")
     (project / "test_it.py").write_text(TEST)
-    yield project
-    Cache().clear()
+    return project
 
 
 @pytest.fixture

@@ -54,7 +54,6 @@ def test_what_has_not_changed_is_not_built_again(
     assert "sealing the template" in start(target, **watched)
     assert "sealing the template" not in start(target, **watched)
     assert builds(project) == 1
-    Cache().clear()
 
 
 def test_a_changed_file_under_watch_is_another_template(
@@ -174,19 +173,6 @@ def test_a_damaged_record_is_dropped(
         record.write_text('{"engine": "local"')
     start(some_target, **watched)
     assert builds(project) == 2
-
-
-@pytest.mark.docker
-def test_an_image_that_somebody_removed_is_built_anew(
-    project: Path, own_cache: Path, watched: dict[str, Any], start: Callable[..., list[str]]
-) -> None:
-    target = Target("docker", 15)
-    start(target, **watched)
-    [entry] = Cache().entries()
-    subprocess.run(["docker", "image", "rm", "--force", entry.seed["image"]], check=True, capture_output=True)
-    start(target, **watched)
-    assert builds(project) == 2
-    Cache().clear()
 
 
 def test_nobody_can_log_in_with_what_is_kept(target: Target, project: Path, own_cache: Path) -> None:

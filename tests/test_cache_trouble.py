@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,10 @@ def test_it(pgsandbox_connection, number):
 
 
 @pytest.fixture
-def schema(project: Path, own_cache: Path) -> Iterator[Path]:
+def schema(project: Path, own_cache: Path) -> Path:
     """A project with a table, and a cache of its own."""
     (project / "schema.sql").write_text("CREATE TABLE t (i int)")
-    yield project
-    Cache().clear()
+    return project
 
 
 def notices(target: Target, root: Path, **settings: Any) -> list[str]:
@@ -227,21 +225,19 @@ def test_an_image_that_no_server_starts_from_is_built_anew(schema: Path) -> None
 @needs_root
 @pytest.mark.docker
 def test_a_daemon_that_was_restarted_still_has_what_is_kept(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in DOCKER.environ.items():
+        monkeypatch.setenv(name, value)
+    words = ("-m", "pgsandbox", "run", "--init", "schema.sql", "--", "true")
     with own_daemon(DOCKER.settings["image"]) as daemon:
-        monkeypatch.setenv("DOCKER_HOST", daemon.host)
-        said: list[str] = []
-        settings = {**DOCKER.settings, "init": ["schema.sql"]}
-        with Sandbox(root=schema, progress=said.append, **settings) as sandbox:
-            assert sandbox.database().url
-            daemon.stop()  # with a server that still runs on the image
-            sandbox.stop()
-        assert "schema.sql" in said
+        first = daemon.python(*words)
+        assert (first.returncode, "pgsandbox: schema.sql\n" in first.stderr) == (0, True), first.stderr
+        daemon.stop()
         daemon.start()
-        assert notices(DOCKER, schema) == []
+        second = daemon.python(*words)
+        assert (second.returncode, second.stderr) == (0, f"pgsandbox: starting {DOCKER.settings['image']}\n")
         [entry] = Cache().entries()
         left = daemon.docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.decode().split()
         assert sorted(left) == sorted([DOCKER.settings["image"], entry.where])
-        assert daemon.docker("ps", "--all", "--quiet").stdout == b""
 
 
 # Two versions ---------------------------------------------------------------------------------------------------------
