@@ -175,21 +175,6 @@ def test_a_damaged_record_is_dropped(
     assert builds(project) == 2
 
 
-def test_nobody_can_log_in_with_what_is_kept(target: Target, project: Path, own_cache: Path) -> None:
-    """Whoever gets hold of an archive or image finds no password in it, and no verifier to guess one from."""
-    for _ in range(2):
-        with Sandbox(root=project, **target.settings) as sandbox:
-            known = sandbox.server.execute("SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL")
-            assert {name for (name,) in known} <= {"postgres"}, "what was made for this start"
-    [entry] = Cache().entries()
-    if target.engine == "docker":
-        inspect = ["docker", "image", "inspect", "--format", "{{json .Config.Env}}", entry.seed["image"]]
-        environ = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout
-        assert '"POSTGRES_PASSWORD="' in environ
-    Cache().clear()
-    assert Cache().entries() == []
-
-
 def test_the_least_recently_used_go_when_there_is_no_more_room(own_cache: Path) -> None:
     cache = Cache()
     for number in range(4):
