@@ -83,14 +83,17 @@ def binaries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def kept() -> Iterator[Path]:
-    """A cache that the whole session shares: initdb runs once for each engine and version. Cleared at the end."""
+    """A cache that the whole session shares: initdb runs once for each engine and version. Cleared at the end.
+
+    Fixtures of wider scope than a test's have it, too: the user's own is none of our business.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pgsandbox-test-cache-"))
     folder.chmod(0o755)  # as the real one is: an unprivileged user's copies of binaries are in it
-    yield folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("_PGSANDBOX_CACHE", str(folder))
+        yield folder
         Cache().clear()
     shutil.rmtree(folder)
 
