@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, places, template, tuning
-from pgsandbox.cache import Cache, Entry, Fingerprint
-from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
-from pgsandbox.errors import PgsandboxError, PlaceError, SeedError
+from pgsandbox.cache import Cache, Entry
+from pgsandbox.engines import Choice, Notice, Order, Progress, Running, Seeding, supervised
+from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError
 from pgsandbox.run import Run, entries, write_record
 from pgsandbox.server import Server
 from pgsandbox.template import Facts
 
 if TYPE_CHECKING:
+    from pgsandbox.fingerprint import Fingerprint
     from pgsandbox.settings import Settings
 
 _END_TIMEOUT = 5.0
@@ -104,6 +105,18 @@ class Launcher:
                 self._run.write("seed", record)
         return record
 
+    def kept(self, key: str) -> Entry:
+        """The template from the cache, or made for it. Raises PlaceError where it can't be kept, PgsandboxError."""
+        cache = Cache()
+        with cache.building(key, timeout=self._patience):
+            entry, wrong = cache.find(key)
+            if wrong is not None:
+                self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
+            if entry is None:
+                entry = self._entry(key, self._make_seed(Seeding.KEPT, cache.prepare(), key))
+                cache.keep(entry, limit=self._settings.cache_size)
+        return entry
+
     def release(self) -> None:
         """Give up what is this process's alone: its own server ends, and a supervisor without a server."""
         if self._own_lease is not None:
@@ -126,8 +139,9 @@ class Launcher:
         record = self.seed()
         try:
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
-        except SeedError as problem:
-            self._progress(f"{problem.message}: it is built anew")
+        except ServerError as problem:
+            said = problem.message if isinstance(problem, SeedError) else "no server starts from the kept template"
+            self._progress(Notice(f"{said} ({_first_line(problem.why)}): it is built anew"))
             record = self.seed(instead_of=record)
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
         return server, Facts.from_record(record["facts"])
@@ -137,17 +151,11 @@ class Launcher:
         key = self._mark.key
         if key is None:
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
-        cache = Cache()
         try:
-            with cache.building(key, timeout=self._patience):
-                entry = cache.find(key)
-                if entry is not None:
-                    return {"seed": entry.seed, "facts": entry.facts}
-                record = self._make_seed(Seeding.KEPT, cache.prepare(), key)
-                cache.keep(self._entry(key, record), limit=self._settings.cache_size)
-                return record
+            entry = self.kept(key)
+            return {"seed": entry.seed, "facts": entry.facts}
         except PlaceError as problem:
-            self._progress(f"the template is not kept: {problem.message}")
+            self._progress(Notice(f"the template is not kept: {problem.message} ({problem.why})"))
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
 
     def _entry(self, key: str, record: dict[str, Any]) -> Entry:
@@ -170,7 +178,8 @@ class Launcher:
         finally:
             server.close()
         engine = engines.named(server.engine)
-        seed = engine.bake(server.running, folder=folder, name=name, timeout=self._settings.timeout)
+        note = {"key": name, "parts": self._mark.parts, "version": self._choice.version, "facts": facts.to_record()}
+        seed = engine.bake(server.running, folder=folder, name=name, note=note, timeout=self._settings.timeout)
         return {"seed": seed, "facts": facts.to_record()}
 
     def _launch(
@@ -191,7 +200,7 @@ class Launcher:
             token=token,
             folder=folder,
             run=self._run.id,
-            flags=tuning.flags(self._settings, workers=workers),
+            flags=tuning.flags(self._settings, workers=workers, is_baked=seeding is not Seeding.NONE),
             timeout=self._settings.timeout,
             lease=held_by or folder,
             seed=seed,
@@ -200,6 +209,11 @@ class Launcher:
         )
         try:
             running = engines.named(self._choice.engine).start(self._choice, order, self._progress)
+        except PgsandboxError:  # there may be another attempt, for which nobody should wait at the end of this one
+            if held_by is None:
+                self.release()
+            supervised.end(folder, timeout=_END_TIMEOUT)
+            raise
         finally:
             self._discard_spare()  # it has a server now, or is of no use
         write_record(folder / RUNNING, running.to_record())
@@ -223,3 +237,7 @@ class Launcher:
         if self._spare is not None:
             self._spare.detach()
             self._spare = None
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0] or "it did not say why"

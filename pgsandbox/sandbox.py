@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pgsandbox import connections, engines, places, scram, sources, steps, template, tuning
-from pgsandbox.cache import Fingerprint, fingerprint
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
+from pgsandbox.fingerprint import Fingerprint, fingerprint
 from pgsandbox.isolation.clone import CloneIsolation
 from pgsandbox.isolation.reset import ResetIsolation
 from pgsandbox.isolation.shared import Shared
@@ -22,6 +22,7 @@ from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 if TYPE_CHECKING:
+    from pgsandbox.cache import Entry
     from pgsandbox.isolation import Isolation
     from pgsandbox.server import Server
 
@@ -113,6 +114,11 @@ class Sandbox:
         return self._choice
 
     @property
+    def has_chosen(self) -> bool:
+        """Whether it is known by now which engine serves."""
+        return self._choice is not None
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """What the template is made of, as a name to keep it under; or why it can't be kept. Raises PgsandboxError."""
         if self._fingerprint is None:
@@ -161,10 +167,21 @@ class Sandbox:
     def prepare(self) -> None:
         """Start what all workers of the run share, so that none of them has to wait for it. Raises PgsandboxError."""
         steps.checked(self.settings.init, self.root)
-        if self._is_shared:
+        is_shared = self._is_shared
+        self._progress(f"{self.choice.engine}: {self.choice.what}")  # from here on there is something to end
+        if is_shared:
             self._server, self._facts = self._launcher.shared(workers=self.workers)
         else:
             self._launcher.seed()
+
+    def bake(self) -> Entry:
+        """The kept template, made if need be; only for one that can be kept, as `fingerprint` says.
+
+        Raises PlaceError where there is no room for it, PgsandboxError.
+        """
+        assert self.fingerprint.key is not None
+        steps.checked(self.settings.init, self.root)
+        return self._launcher.kept(self.fingerprint.key)
 
     @property
     def is_started(self) -> bool:

@@ -26,6 +26,7 @@ RUN_VARIABLE = "_PGSANDBOX_RUN"
 
 _JOIN_TIMEOUT = 30.0
 _SHOWN = 10
+_LOOKING_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Notes:
 
     failed: list[str] = field(default_factory=list)
     """What a failing init step said, in full: every test says that it failed, and this is said once."""
+    notices: list[str] = field(default_factory=list)
+    """What went otherwise than expected at the start, and was put right."""
     kept: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
     cloned: list[str] = field(default_factory=list)
@@ -100,6 +103,7 @@ class Notes:
         """All of it, a line each."""
         return [
             *dict.fromkeys(self.failed),
+            *dict.fromkeys(self.notices),
             *(f"leaked: {line}" for line in self.leaked),
             *(f"kept: {line}" for line in self.kept),
             *_cloned(self.cloned),
@@ -123,6 +127,7 @@ class Session:
         self._before: dict[str, str | None] = {}
         self._is_dirty = False
         self._last: str | None = None
+        self._is_closing = False
         self._lowered = False
 
     # Start -----------------------------------------------------------------------------------------------------------
@@ -143,9 +148,18 @@ class Session:
                 run=who.run,
                 worker=who.worker,
                 workers=who.workers,
-                progress=self._progress,
+                progress=self._hear,
             )
         return self._sandbox
+
+    def _hear(self, text: str) -> None:
+        from pgsandbox.engines import Notice
+
+        if isinstance(text, Notice):
+            self.notes.notices.append(str(text))
+        if self._is_closing:  # the background's start goes no further
+            raise PgsandboxError("the run is over")
+        self._progress(text)
 
     def announce(self, workers: int) -> None:
         """Let the `workers` processes that this one is about to start know their run."""
@@ -361,8 +375,13 @@ class Session:
             else:
                 os.environ[name] = value
         self._before = {}
+        self._is_closing = True
         if self._background is not None:
-            self._background.join(_JOIN_TIMEOUT)
+            # What it has begun to start must be known before it can be ended; while it looks for an engine, or pulls
+            # an image, there is nothing, and the next that it says is its last word.
+            is_looking = self._sandbox is not None and not self._sandbox.has_chosen
+            self._background.join(_LOOKING_TIMEOUT if is_looking else _JOIN_TIMEOUT)
+            self._background = None
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is None:
             return

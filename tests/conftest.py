@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+
+from pgsandbox.cache import Cache
 
 TARGETS = ("docker-15", "docker-18", "local-15", "local-16", "local-17", "local-18")
 LEFT_DEADLINE = 5.0
@@ -83,16 +84,18 @@ def binaries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def kept() -> Iterator[Path]:
-    """A cache that the whole session shares: initdb runs once for each engine and version. Cleared at the end."""
+    """A cache that the whole session shares: initdb runs once for each engine and version. Cleared at the end.
+
+    Fixtures of wider scope than a test's have it, too: the user's own is none of our business.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pgsandbox-test-cache-"))
     folder.chmod(0o755)  # as the real one is: an unprivileged user's copies of binaries are in it
-    yield folder
-    for record in folder.glob("templates-*/*.json"):
-        tag = json.loads(record.read_text())["seed"].get("image")
-        if tag:
-            subprocess.run(["docker", "image", "rm", "--force", tag], capture_output=True, check=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_PGSANDBOX_CACHE", str(folder))
+        yield folder
+        Cache().clear()
     shutil.rmtree(folder)
 
 
@@ -114,6 +117,17 @@ def runtime(kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
         time.sleep(0.05)
     assert not left, f"still there after {LEFT_DEADLINE:g}s: {left}"
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of this test's own, cleared afterwards: images are not in its folder."""
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o755)
+    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
+    yield folder
+    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
+    Cache().clear()
 
 
 def left_behind(runtime: Path) -> list[str]:

@@ -22,15 +22,6 @@ ONE_STEP = "command: sh -c 'echo built >>builds; psql -qc \"CREATE TABLE t (i in
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own."""
-    folder = tmp_path / "cache"
-    folder.mkdir(mode=0o755)
-    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
 def start(project: Path, own_cache: Path) -> Callable[..., list[str]]:
     """`start(target, **settings)`: start a sandbox in the project and end it; what it said it was doing."""
 
@@ -63,7 +54,6 @@ def test_what_has_not_changed_is_not_built_again(
     assert "sealing the template" in start(target, **watched)
     assert "sealing the template" not in start(target, **watched)
     assert builds(project) == 1
-    Cache().clear()
 
 
 def test_a_changed_file_under_watch_is_another_template(
@@ -170,7 +160,7 @@ def test_a_damaged_entry_is_noticed_and_built_anew(
     said = start(some_target, **watched)
     assert builds(project) == 2
     if damage == "flipped":  # the others are seen from outside
-        assert "the kept template is damaged: it is built anew" in said
+        assert "the kept template is damaged (its checksum is another): it is built anew" in said
     start(some_target, **watched)
     assert builds(project) == 2
 
@@ -183,34 +173,6 @@ def test_a_damaged_record_is_dropped(
         record.write_text('{"engine": "local"')
     start(some_target, **watched)
     assert builds(project) == 2
-
-
-@pytest.mark.docker
-def test_an_image_that_somebody_removed_is_built_anew(
-    project: Path, own_cache: Path, watched: dict[str, Any], start: Callable[..., list[str]]
-) -> None:
-    target = Target("docker", 15)
-    start(target, **watched)
-    [entry] = Cache().entries()
-    subprocess.run(["docker", "image", "rm", "--force", entry.seed["image"]], check=True, capture_output=True)
-    start(target, **watched)
-    assert builds(project) == 2
-    Cache().clear()
-
-
-def test_nobody_can_log_in_with_what_is_kept(target: Target, project: Path, own_cache: Path) -> None:
-    """Whoever gets hold of an archive or image finds no password in it, and no verifier to guess one from."""
-    for _ in range(2):
-        with Sandbox(root=project, **target.settings) as sandbox:
-            known = sandbox.server.execute("SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL")
-            assert {name for (name,) in known} <= {"postgres"}, "what was made for this start"
-    [entry] = Cache().entries()
-    if target.engine == "docker":
-        inspect = ["docker", "image", "inspect", "--format", "{{json .Config.Env}}", entry.seed["image"]]
-        environ = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout
-        assert '"POSTGRES_PASSWORD="' in environ
-    Cache().clear()
-    assert Cache().entries() == []
 
 
 def test_the_least_recently_used_go_when_there_is_no_more_room(own_cache: Path) -> None:

@@ -20,11 +20,7 @@ from psycopg import sql
 from pgsandbox.errors import UsageError, VerifyError
 from pgsandbox.isolation.differences import differences, parsed
 from pgsandbox.isolation.dump import Dump, dump
-<<<<<<< HEAD
-from pgsandbox.isolation.reset import ResetIsolation
-=======
 from pgsandbox.isolation.verify import VerifiedIsolation
->>>>>>> h3
 
 if TYPE_CHECKING:
     from pgsandbox import Database, Sandbox
