@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pgsandbox.engines import Choice
     from pgsandbox.settings import Settings
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever what is kept changes its meaning; entries of another format are never looked at."""
 
 

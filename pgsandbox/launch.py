@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox import engines, lease, places, template, tuning
+from pgsandbox import engines, lease, places, tuning
 from pgsandbox.cache import Cache, Entry, Fingerprint
 from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
 from pgsandbox.errors import PgsandboxError, PlaceError, SeedError
 from pgsandbox.run import Run, entries, write_record
-from pgsandbox.server import Server
-from pgsandbox.template import Facts
 
 if TYPE_CHECKING:
+    from pgsandbox.server import Server
     from pgsandbox.settings import Settings
+    from pgsandbox.template import Facts
 
 _END_TIMEOUT = 5.0
 
@@ -64,7 +65,7 @@ class Launcher:
         with self._run.lock("server", timeout=self._patience):
             record = self._run.read("server")
             if record is not None:
-                return Server(Running.from_record(record["running"])), Facts.from_record(record["facts"])
+                return _server(Running.from_record(record["running"])), _facts(record["facts"])
             self._end_unfinished()
             try:
                 server, facts = self._start_shared(workers)
@@ -130,7 +131,7 @@ class Launcher:
             self._progress(f"{problem.message}: it is built anew")
             record = self.seed(instead_of=record)
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
-        return server, Facts.from_record(record["facts"])
+        return server, _facts(record["facts"])
 
     def _kept_seed(self) -> dict[str, Any]:
         """The seed from the cache, or made for it; where the cache can't be used, one for this run."""
@@ -166,11 +167,13 @@ class Launcher:
         server = self._launch(held_by=self._run.folder, workers=1, seeding=seeding)
         try:
             facts = self._build(server)
+            layout = server.make_spare()
             server.forget_password()
         finally:
             server.close()
         engine = engines.named(server.engine)
-        seed = engine.bake(server.running, folder=folder, name=name, timeout=self._settings.timeout)
+        running = replace(server.running, detail={**server.running.detail, "layout": layout})
+        seed = engine.bake(running, folder=folder, name=name, timeout=self._settings.timeout)
         return {"seed": seed, "facts": facts.to_record()}
 
     def _launch(
@@ -197,13 +200,14 @@ class Launcher:
             seed=seed,
             seeding=seeding,
             supervisor=self._spare,
+            meanwhile=_import_what_follows,
         )
         try:
             running = engines.named(self._choice.engine).start(self._choice, order, self._progress)
         finally:
             self._discard_spare()  # it has a server now, or is of no use
         write_record(folder / RUNNING, running.to_record())
-        server = Server(running)
+        server = _server(running)
         server.connect()
         return server
 
@@ -212,6 +216,8 @@ class Launcher:
         supervised.end(*entries(self._run.folder / "servers"), timeout=_END_TIMEOUT)
 
     def _build(self, server: Server) -> Facts:
+        from pgsandbox import template
+
         return template.build(server, self._settings, self._root, self._progress)
 
     def _allow_roles(self, server: Server, *, allowed: bool) -> None:
@@ -223,3 +229,21 @@ class Launcher:
         if self._spare is not None:
             self._spare.detach()
             self._spare = None
+
+
+def _import_what_follows() -> None:
+    """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
+    import pgsandbox.isolation.clone
+    import pgsandbox.template  # noqa: F401
+
+
+def _server(running: Running) -> Server:
+    from pgsandbox.server import Server
+
+    return Server(running)
+
+
+def _facts(record: dict[str, Any]) -> Facts:
+    from pgsandbox.template import Facts
+
+    return Facts.from_record(record)

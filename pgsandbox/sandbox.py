@@ -9,18 +9,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pgsandbox import connections, engines, places, scram, sources, steps, template, tuning
+from pgsandbox import connections, engines, places, scram, sources, steps, tuning
 from pgsandbox.cache import Fingerprint, fingerprint
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
-from pgsandbox.isolation.clone import CloneIsolation
 from pgsandbox.launch import Launcher, patience
 from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 if TYPE_CHECKING:
+    from pgsandbox.isolation.clone import CloneIsolation
     from pgsandbox.server import Server
+    from pgsandbox.template import Facts
 
 NAMED = "named-"
 """Records of a run that begin so are what the command line finds by name."""
@@ -42,6 +43,9 @@ class Sandbox:
     processes that name the same `run` share its server and template; each gives itself a `worker` name, and
     `workers` says how many of them the server must have room for.
     """
+
+    _facts: Facts
+    """The template's; known once there is a server."""
 
     def __init__(
         self,
@@ -69,7 +73,6 @@ class Sandbox:
         self._run: Run | None = None
         self._choice: Choice | None = None
         self._server: Server | None = None
-        self._facts = template.Facts()
         self._fingerprint: Fingerprint | None = None
         self._launching: Launcher | None = None
         self._spare: supervised.Handle | None = None
@@ -191,11 +194,14 @@ class Sandbox:
     def stop(self, *, granted: bool = False) -> list[str]:
         """End every server of the run now, and close; what could not be ended, in words.
 
+        What is left of them, a container or a folder, is being removed when this returns: nobody has to wait for that.
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
         servers = entries(folder_of(self._run_id) / "servers")
         left = supervised.end(
-            *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()), timeout=_END_TIMEOUT
+            *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()),
+            timeout=_END_TIMEOUT,
+            removed=False,
         )
         self.close()
         return [f"the server {folder.name} did not end within {_END_TIMEOUT:g}s" for folder in left]
@@ -208,7 +214,7 @@ class Sandbox:
         `name` has letters, digits and underscores, and 30 characters at most. Raises PgsandboxError.
         """
         worker = self.worker if name is None else name
-        if worker in ("owner", "builder", "template"):
+        if worker in ("owner", "builder", "template", "spare"):
             raise UsageError(f"{worker!r} can't name a database", why="pgsandbox itself uses that name")
         if not re.fullmatch(r"[A-Za-z0-9_]{1,30}", worker):
             raise UsageError(f"{worker!r} can't name a database", hint="use up to 30 letters, digits and underscores")
@@ -296,8 +302,10 @@ class Sandbox:
         return Database(Address(server.host, server.port, name, password, name), isolation), isolation
 
     def _isolation(self, name: str, login: str) -> CloneIsolation:
-        template_ = self.server.names.template
-        return CloneIsolation(self.server, name, login=login, template=template_, facts=self._facts, budget=self.budget)
+        from pgsandbox.isolation.clone import CloneIsolation
+
+        template = self.server.names.template
+        return CloneIsolation(self.server, name, login=login, template=template, facts=self._facts, budget=self.budget)
 
     # The run ---------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, sweep
-from pgsandbox.engines.supervised import BAKE, BAKED, GRANT, PID
+from pgsandbox.engines.supervised import BAKE, BAKED, ENDED, GRANT, PID
 from pgsandbox.errors import PgsandboxError, ServerError
 from pgsandbox.run import read_record, write_record
 
@@ -138,7 +138,7 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> N
 def _bake(ward: engines.Ward, folder: Path) -> None:
     try:
         request = read_record(folder / BAKE) or {}
-        baked = ward.bake(Path(request["to"]))
+        baked = ward.bake(Path(request["to"]), request["layout"])
     except PgsandboxError as problem:
         baked = {"error": problem.to_record()}
     except Exception as problem:
@@ -156,6 +156,8 @@ def _granted(folder: Path) -> float:
 
 def _remove(ward: engines.Ward, folder: Path) -> None:
     with contextlib.suppress(Exception):  # what could not be removed is swept by the next start
+        ward.end()
+        (folder / ENDED).touch(mode=0o600)
         ward.remove()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from pgsandbox.errors import EngineError, PgsandboxError
 
@@ -41,6 +41,16 @@ class Choice:
         return int(head) if head.isdigit() else None
 
 
+class Layout(TypedDict):
+    """What a seed's databases are good for, by their oids, which are the names of their folders below `base`."""
+
+    template: int
+    spare: int
+    """A clone of the template, for the first worker: copied by files, and so the same byte for byte."""
+    late: list[int]
+    """Those that neither a start needs nor the first worker; the template is one of them."""
+
+
 class Seeding(enum.Enum):
     """What a server is started for: to be used, or to be baked, for this run or to be kept."""
 
@@ -69,6 +79,8 @@ class Order:
     """Whether this server is started to be baked."""
     supervisor: Handle | None = None
     """A supervisor that was started ahead and waits for a server."""
+    meanwhile: Callable[[], None] = lambda: None
+    """What the starter has to do anyway, to be called once while the server is starting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +124,7 @@ class Engine(Protocol):
         ...
 
     def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
-        """End a server that was started `for_seed`, and give its cluster, stopped cleanly, as a seed for other starts.
+        """End a server that was started for `Seeding`, whose detail `layout` says what is in it, and give its cluster, stopped cleanly, as a seed for other starts.
 
         A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
         of it goes to `folder`, all under `name`. Raises PlaceError when it can't be written there, ServerError.
@@ -147,12 +159,16 @@ class Ward(Protocol):
         """Whether there is still something to look after."""
         ...
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Stop the server cleanly and pack its data into the file `to`; what proves that file whole."""
         ...
 
     def connected(self) -> bool:
         """Whether any client is connected, apart from leases; asked only while a granted time runs."""
+        ...
+
+    def end(self) -> None:
+        """End it as far as that takes no time; the rest is for `remove`."""
         ...
 
     def remove(self) -> None:

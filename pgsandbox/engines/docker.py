@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import lease, places, scram
-from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, container, daemon, ready, supervised
+from pgsandbox.engines import Choice, Layout, Order, Progress, Running, Seeding, container, daemon, supervised
 from pgsandbox.engines.container import LABEL_OWNER, LABEL_SERVER
 from pgsandbox.engines.topology import Topology, topology
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
@@ -76,13 +76,16 @@ class DockerEngine:
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(daemon.connect()))
             where = topology(client)
-            with contextlib.suppress(PgsandboxError):  # what is left of others is no reason not to start
-                remove_orphans(client)
             stack.callback(supervised.start_for(order, spec).detach)
             progress(f"starting {choice.what}")
             password = scram.new_password()
             id_, output = container.start(client, name=name, choice=choice, order=order, password=password, where=where)
             stack.callback(output.close)
+            order.meanwhile()
+            with contextlib.suppress(PgsandboxError):  # what is left of others is no reason not to start
+                remove_orphans(client)
+            from pgsandbox.engines import ready
+
             host, port = _address(client, id_, where, output, choice)
             password, version = ready.wait_and_rekey(
                 host=host,
@@ -102,7 +105,12 @@ class DockerEngine:
             host=host,
             port=port,
             password=password,
-            detail={"container": id_, "name": name, "is_kept": order.seeding is Seeding.KEPT},
+            detail={
+                "container": id_,
+                "name": name,
+                "is_kept": order.seeding is Seeding.KEPT,
+                "template_follows": order.seed is not None,
+            },
         )
 
     def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
@@ -113,7 +121,7 @@ class DockerEngine:
             id_ = running.detail["container"]
             if not is_kept:  # from here on an image may come to be, even if we don't live to see it
                 write_record(Path(running.folder) / _SEEDED, {})
-            done = client.api.exec_start(client.api.exec_create(id_, ["sh", "-c", _STOP])["Id"])
+            done = client.api.exec_start(client.api.exec_create(id_, _stop(running.detail["layout"]))["Id"])
             if b"clean" not in done:
                 raise ServerError(
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
@@ -174,7 +182,21 @@ while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
 # Of the WAL, a stopped cluster needs the file that its last checkpoint is in.
 wal=$(pg_controldata "$PGDATA" | sed -n 's/.*REDO WAL file: *//p')
 [ -z "$wal" ] || find "$PGDATA/pg_wal" -maxdepth 1 -type f ! -name "$wal" -exec rm {} +
+# Three archives, for keep.sh: what a start needs, what it does not, and the template, which is its spare clone as well.
+template=$1 spare=$2 kept=$PGDATA-kept
+shift 2
+mkdir "$kept" && cd "$PGDATA/base" || exit
+if diff -r "$template" "$spare" >/dev/null 2>&1; then rm -r "$spare"; else set -- "$spare" "$@" && spare=; fi
+echo "$template $spare" >"$kept/names"
+tar -C "$template" -cf "$kept/template.tar" . && rm -r "$template"
+tar -cf "$kept/rest.tar" "$@" && rm -r "$@"
+tar -C "$PGDATA" -cf "$kept/start.tar" . && cd / && rm -r "$PGDATA"
 """
+
+
+def _stop(layout: Layout) -> list[str]:
+    rest = (oid for oid in layout["late"] if oid != layout["template"])
+    return ["sh", "-c", _STOP, "stop", *map(str, (layout["template"], layout["spare"], *rest))]
 
 
 def _address(
@@ -219,13 +241,16 @@ class DockerWard:
         except Exception:
             return True
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Never asked for: baking is a matter between the starter and the daemon."""
         raise ServerError("a container is baked by its starter")
 
     def connected(self) -> bool:
         """True: a container watches its own connections, and ends itself."""
         return True
+
+    def end(self) -> None:
+        """Nothing: to ask the daemon takes a while, and a container that nobody is connected to ends by itself."""
 
     def remove(self) -> None:
         """Remove the container, with its volumes, and the seed that was made of it."""

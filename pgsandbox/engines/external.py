@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
+from pgsandbox.engines import Choice, Layout, Order, Progress, Running, ready, supervised
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class ExternalWard:
         """True: the server is not ours to watch."""
         return True
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Never asked for."""
         raise ServerError("a server that is not ours can't be copied")
 
@@ -109,6 +109,9 @@ class ExternalWard:
             found = connection.execute("SELECT 1 FROM pg_stat_activity WHERE datname LIKE %s LIMIT 1", [self._pattern])
             return found.fetchone() is not None
         return False
+
+    def end(self) -> None:
+        """Nothing: the server goes on."""
 
     def remove(self) -> None:
         """Drop the databases and roles of this run, by their prefix."""
