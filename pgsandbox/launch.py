@@ -62,10 +62,11 @@ class Launcher:
 
         Raises PgsandboxError, in every process of the run the same.
         """
+        if (record := self._run.read("server")) is not None:
+            return _joined(record)
         with self._run.lock("server", timeout=self._patience):
-            record = self._run.read("server")
-            if record is not None:
-                return _server(Running.from_record(record["running"])), _facts(record["facts"])
+            if (record := self._run.read("server")) is not None:
+                return _joined(record)
             self._end_unfinished()
             try:
                 server, facts = self._start_shared(workers)
@@ -88,6 +89,9 @@ class Launcher:
 
         One that is no good, `instead_of`, is made anew. Raises PgsandboxError, in every process of the run the same.
         """
+        record = self._run.read("seed")
+        if record is not None and record != instead_of:
+            return record
         with self._run.lock("seed", timeout=self._patience):
             record = self._run.read("seed")
             if record is not None and record == instead_of:
@@ -235,6 +239,10 @@ def _import_what_follows() -> None:
     """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
     import pgsandbox.isolation.clone
     import pgsandbox.template  # noqa: F401
+
+
+def _joined(record: dict[str, Any]) -> tuple[Server, Facts]:
+    return _server(Running.from_record(record["running"])), _facts(record["facts"])
 
 
 def _server(running: Running) -> Server:

@@ -99,16 +99,18 @@ class Sandbox:
         """The engine that serves and why; made once for all processes of the run. Raises EngineError."""
         if self._choice is None:
             run = self.join()
-            with run.lock("choice", timeout=patience(self.settings)):
-                record = run.read("choice")
-                if record is None:
-                    try:
-                        choice = engines.choose(self.settings, self._progress)
-                    except PgsandboxError as problem:
-                        run.fail("choice", problem)
-                        raise
-                    record = dataclasses.asdict(choice)
-                    run.write("choice", record)
+            record = run.read("choice")
+            if record is None:
+                with run.lock("choice", timeout=patience(self.settings)):
+                    record = run.read("choice")
+                    if record is None:
+                        try:
+                            choice = engines.choose(self.settings, self._progress)
+                        except PgsandboxError as problem:
+                            run.fail("choice", problem)
+                            raise
+                        record = dataclasses.asdict(choice)
+                        run.write("choice", record)
             self._choice = Choice(**record)
         return self._choice
 

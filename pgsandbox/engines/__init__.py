@@ -124,7 +124,9 @@ class Engine(Protocol):
         ...
 
     def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
-        """End a server that was started for `Seeding`, whose detail `layout` says what is in it, and give its cluster, stopped cleanly, as a seed for other starts.
+        """End a server that was started to be baked, and give its cluster, stopped cleanly, as a seed for other starts.
+
+        Its detail `layout` says what is in the cluster.
 
         A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
         of it goes to `folder`, all under `name`. Raises PlaceError when it can't be written there, ServerError.
@@ -143,6 +145,10 @@ class Engine(Protocol):
         """Let the server live for `seconds` with nobody holding it and nobody connected."""
         ...
 
+    def complete(self, running: Running) -> None:
+        """Have what a start from a seed left out put in place: the template. Does not wait for it."""
+        ...
+
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines of the server's log."""
         ...
@@ -153,6 +159,10 @@ class Ward(Protocol):
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Start what is the supervisor's own to start, reporting events to the starter."""
+        ...
+
+    def complete(self) -> None:
+        """Put in place what a start from a seed left out. Never raises."""
         ...
 
     def alive(self) -> bool:

@@ -1,7 +1,7 @@
 """A stopped cluster as one file: a tar with an index in front, and a checksum that proves it whole on the way.
 
-What a start needs comes first, so that PostgreSQL can start while the rest is being unpacked, and the template last. The
-files of its spare clone are the same: they are in it once, and unpacked twice.
+What a start needs comes first, so that PostgreSQL can start while the rest is being unpacked, and the template last.
+The files of its spare clone are the same: they are in it once, and unpacked twice.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pgsandbox import places
 from pgsandbox.errors import PgsandboxError, SeedError, ServerError
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Layout
+
+    Buffer = bytes | memoryview
 
 WHOLE = "pgsandbox.whole"
 """The file in a data folder that appears once the template is in it: empty, or with the reason why it will not be."""
@@ -43,7 +45,9 @@ def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ())
     if twins:
         sizes = {name: size for name, size in sizes.items() if not name.startswith(spare)}
     rest = tuple(f"base/{oid}/" for oid in layout["late"])
-    part = {name: _TEMPLATE if name.startswith(template) else _REST if name.startswith(rest) else _START for name in sizes}
+    part = {
+        name: _TEMPLATE if name.startswith(template) else _REST if name.startswith(rest) else _START for name in sizes
+    }
     order = sorted(sizes, key=lambda name: (part[name], name))
     index = {
         "folders": folders,
@@ -56,7 +60,7 @@ def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ())
     try:
         with fresh.open("xb") as file:
             proof = _Proof(file)
-            with tarfile.open(fileobj=proof, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+            with tarfile.open(fileobj=cast("BinaryIO", proof), mode="w|", format=tarfile.USTAR_FORMAT) as tar:
                 tar.addfile(_member("index.json", len(first)), io.BytesIO(first))
                 for name in order:
                     with (data / name).open("rb") as stream:
@@ -72,35 +76,26 @@ def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ())
     return {"size": proof.size, "crc": proof.crc, "index": [len(first), zlib.crc32(first)]}
 
 
-@contextlib.contextmanager
-def unpacking(seed: dict[str, Any], data: Path, *, owner: tuple[int, int] | None) -> Iterator[Unpacking]:
-    """Unpack what a start needs into the folder `data`; the rest is to be asked for in the block.
-
-    All of it belongs to `owner` (uid and gid), if given. Raises SeedError when the archive is not the one that was
-    packed, PlaceError when there is no room for it.
-    """
-    try:
-        descriptor = os.open(seed["archive"], os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as problem:
-        raise SeedError("the kept template can't be read", why=problem.strerror) from problem
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        folder = _Folder(data, owner)
-        stack.callback(folder.close)
-        yield Unpacking(_Archive(descriptor, seed), folder)
-
-
 class Unpacking:
-    """A cluster of which there is what a start needs."""
+    """An archive on its way into the folder `data`: at first what a start needs, the rest when it is asked for.
 
-    def __init__(self, archive: _Archive, folder: _Folder) -> None:
-        self._archive = archive
-        self._folder = folder
-        for name in archive.index["folders"]:
-            folder.make(name)
-        for name, target in archive.index["links"]:
-            folder.link(name, target)
+    All of it belongs to `owner` (uid and gid), if given. Each step raises SeedError when the archive is not the one
+    that was packed, PlaceError when there is no room for it. To be closed.
+    """
+
+    def __init__(self, seed: dict[str, Any], data: Path, *, owner: tuple[int, int] | None) -> None:
+        self._folder = _Folder(data, owner)
+        self._archive = _Archive(seed)
+        for name in self._archive.index["folders"]:
+            self._folder.make(name)
+        for name, target in self._archive.index["links"]:
+            self._folder.link(name, target)
         self._unpack(_START)
+
+    def close(self) -> None:
+        """Let go of both; the archive may have been removed meanwhile."""
+        self._archive.close()
+        self._folder.close()
 
     def rest(self) -> None:
         """Unpack the rest without the template, and prove the archive whole."""
@@ -120,7 +115,7 @@ class Unpacking:
         except (PgsandboxError, OSError) as problem:
             reason = " ".join(str(problem).split())
         with contextlib.suppress(PgsandboxError):
-            self._folder.write(WHOLE, iter([memoryview(reason.encode())]))
+            self._folder.write(WHOLE, [reason.encode()])
 
     def _unpack(self, part: int, *, rename: tuple[str, str] = ("", "")) -> None:
         before, after = rename
@@ -131,50 +126,59 @@ class Unpacking:
 class _Archive:
     """An archive that is being read. What is read in order, from the first file to the last, counts for its CRC."""
 
-    def __init__(self, descriptor: int, seed: dict[str, Any]) -> None:
-        self._descriptor = descriptor
+    def __init__(self, seed: dict[str, Any]) -> None:
+        try:
+            self._descriptor = os.open(seed["archive"], os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as problem:
+            raise SeedError("the kept template can't be read", why=problem.strerror) from problem
         self._seed = seed
         length, crc = seed["index"]
-        if os.fstat(descriptor).st_size != seed["size"]:
+        self._begin = _BLOCK + _padded(length)
+        if os.fstat(self._descriptor).st_size != seed["size"]:
             raise _damaged("its size is another")
-        head = os.pread(descriptor, _BLOCK + _padded(length), 0)
+        head = os.pread(self._descriptor, self._begin, 0)
         self._crc, self._proven = zlib.crc32(head), len(head)
         if zlib.crc32(head[_BLOCK : _BLOCK + length]) != crc:
             raise _damaged("its checksum is another")
         self.index: dict[str, Any] = json.loads(head[_BLOCK : _BLOCK + length])
 
-    def files(self, part: int) -> Iterator[tuple[str, Iterator[memoryview]]]:
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def files(self, part: int) -> Iterator[tuple[str, Iterable[Buffer]]]:
         """Names and contents of the files of one part."""
-        at = _BLOCK + _padded(self._seed["index"][0])
+        at = self._begin
         for name, size, is_in in self.index["files"]:
+            end = at + _BLOCK + _padded(size)
             if is_in == part:
-                yield name, self._content(at, size)
-            at += _BLOCK + _padded(size)
+                yield name, self._content(at, size) if size > _CHUNK else (self._read(at, end)[_BLOCK : _BLOCK + size],)
+            at = end
 
     def check(self) -> None:
         """Prove, all files having been read, that the whole was what was packed."""
-        for _ in self._chunks(self._proven, self._seed["size"]):
-            pass
+        while self._proven < self._seed["size"]:
+            self._read(self._proven, self._seed["size"])
         if self._crc != self._seed["crc"]:
             raise _damaged("its checksum is another")
 
-    def _content(self, at: int, size: int) -> Iterator[memoryview]:
-        skip = _BLOCK  # the file's header
-        for chunk in self._chunks(at, at + _BLOCK + _padded(size)):
-            yield memoryview(chunk)[skip : skip + size]
-            size -= min(size, len(chunk) - skip)
-            skip = 0
-
-    def _chunks(self, at: int, end: int) -> Iterator[bytes]:
+    def _content(self, at: int, size: int) -> Iterator[Buffer]:
+        at, end = at + _BLOCK, at + _BLOCK + _padded(size)
+        self._read(at - _BLOCK, at)
         while at < end:
-            chunk = os.pread(self._descriptor, min(_CHUNK, end - at), at)
-            if not chunk:
-                raise _damaged("it has become shorter")
-            if at == self._proven:
-                self._crc = zlib.crc32(chunk, self._crc)
-                self._proven += len(chunk)
+            chunk = self._read(at, end)
             at += len(chunk)
-            yield chunk
+            yield memoryview(chunk)[:size]
+            size -= min(size, len(chunk))
+
+    def _read(self, at: int, end: int) -> bytes:
+        """What is there, `_CHUNK` bytes and a file's header at most."""
+        chunk = os.pread(self._descriptor, min(_CHUNK + _BLOCK, end - at), at)
+        if not chunk:
+            raise _damaged("it has become shorter")
+        if at == self._proven:
+            self._crc = zlib.crc32(chunk, self._crc)
+            self._proven += len(chunk)
+        return chunk
 
 
 class _Folder:
@@ -189,36 +193,33 @@ class _Folder:
         os.close(self._descriptor)
 
     def make(self, name: str) -> None:
-        with self._usable():
-            os.mkdir(name, 0o700, dir_fd=self._descriptor)
-            self._give(name)
+        self._try(os.mkdir, name, 0o700)
 
     def link(self, name: str, target: str) -> None:
-        with self._usable():
-            os.symlink(target, name, dir_fd=self._descriptor)
-            self._give(name)
+        self._try(os.symlink, target, name)
 
-    def write(self, name: str, content: Iterator[memoryview]) -> None:
-        # Thousands of small files: every call counts.
-        with self._usable():
+    def write(self, name: str, content: Iterable[Buffer]) -> None:
+        # There are thousands of small files: every call counts.
+        try:
             file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._descriptor)
             try:
                 if self._owner is not None:
                     os.fchown(file, *self._owner)
                 for chunk in content:
-                    while chunk:
-                        chunk = chunk[os.write(file, chunk) :]
+                    written = os.write(file, chunk) if chunk else 0
+                    while written < len(chunk):
+                        written += os.write(file, chunk[written:])
             finally:
                 os.close(file)
+        except OSError as problem:
+            raise places.unusable(self._path, problem) from problem
 
-    def _give(self, name: str) -> None:
-        if self._owner is not None:
-            os.chown(name, *self._owner, dir_fd=self._descriptor, follow_symlinks=False)
-
-    @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
+    def _try(self, make: Callable[..., None], *words: Any) -> None:
         try:
-            yield
+            make(*words, dir_fd=self._descriptor)
+            if self._owner is not None:
+                name = words[0] if make is os.mkdir else words[1]
+                os.chown(name, *self._owner, dir_fd=self._descriptor, follow_symlinks=False)
         except OSError as problem:
             raise places.unusable(self._path, problem) from problem
 

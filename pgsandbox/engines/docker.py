@@ -154,6 +154,9 @@ class DockerEngine:
         with contextlib.closing(daemon.connect()) as client, contextlib.suppress(docker.errors.APIError):
             client.api.remove_image(seed["image"], force=True)
 
+    def complete(self, running: Running) -> None:
+        """Nothing: a container does so by itself."""
+
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines that the container printed."""
         import docker
@@ -228,6 +231,9 @@ class DockerWard:
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Nothing: the container is created by the starter, since that may take the user's credentials."""
+
+    def complete(self) -> None:
+        """Nothing is left for later."""
 
     def alive(self) -> bool:
         """True until a container that was granted time has ended; the others are held by leases."""

@@ -78,6 +78,9 @@ class ExternalEngine:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
         supervised.grant(Path(running.folder), seconds)
 
+    def complete(self, running: Running) -> None:
+        """Nothing: it is not ours."""
+
     def logs(self, running: Running, lines: int) -> str:
         """Raises ServerError: the log belongs to the server's owner."""
         raise ServerError(f"the log of {running.what} is not ours to read")
@@ -92,6 +95,9 @@ class ExternalWard:
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Nothing to start."""
+
+    def complete(self) -> None:
+        """Nothing is left for later."""
 
     def alive(self) -> bool:
         """True: the server is not ours to watch."""

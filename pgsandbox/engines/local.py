@@ -103,6 +103,10 @@ class LocalEngine:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
         supervised.grant(Path(running.folder), seconds)
 
+    def complete(self, running: Running) -> None:
+        """Have the server's supervisor unpack the template."""
+        supervised.complete(Path(running.folder))
+
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines of the server's log."""
         return _tail(Path(running.folder) / _LOG, lines)
@@ -122,6 +126,7 @@ class LocalWard:
         self._seed: dict[str, Any] | None = spec["seed"]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_baked = False
+        self._cluster: archive.Unpacking | None = None
         self._port = 0
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
@@ -141,13 +146,19 @@ class LocalWard:
 
     def _begin_from(self, seed: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
         owner = (self._account.pw_uid, self._account.pw_gid) if self._account else None
-        with archive.unpacking(seed, self._data, owner=owner) as cluster:
-            self._write_access()
-            self._launch()
-            cluster.rest()
-            self._wait_until_ready()
-            report({"event": "ready", "port": self._port})
-            cluster.template()
+        self._cluster = archive.Unpacking(seed, self._data, owner=owner)
+        self._write_access()
+        self._launch()
+        self._cluster.rest()
+        self._wait_until_ready()
+        report({"event": "ready", "port": self._port})
+
+    def complete(self) -> None:
+        """Unpack the template, too."""
+        if self._cluster is not None:
+            self._cluster.template()
+            self._cluster.close()
+            self._cluster = None
 
     def alive(self) -> bool:
         """Whether the server's process runs."""

@@ -179,6 +179,11 @@ def bake(folder: Path, to: Path, *, layout: Layout, timeout: float) -> dict[str,
     return record
 
 
+def complete(folder: Path) -> None:
+    """Have the supervisor of `folder` put in place what a start from a seed left out; does not wait for it."""
+    _signal(folder, signal.SIGUSR2)
+
+
 def _signal(folder: Path, number: signal.Signals) -> bool:
     """Send a signal to the supervisor of `folder`; whether it is known who that is."""
     record = read_record(folder / PID)
