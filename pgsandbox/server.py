@@ -243,13 +243,16 @@ class Server:
         if self._template_follows:
             engines.named(self.engine).complete(self.running)
         while self._template_follows:
-            [(said,)] = self.execute("SELECT pg_read_file('pgsandbox.whole', 0, 1000, true)")
-            if said:
-                raise ServerError("the template could not be unpacked", why=said)
-            if time.monotonic() > deadline:
+            [(said,)] = self.execute("SELECT trim(pg_read_file('pgsandbox.whole', 0, 1000, true), E'\\n')")
+            if said == "whole":
+                self._template_follows = False
+            elif said:
+                raise ServerError(
+                    "the template could not be unpacked", why=said, hint="free some space where the server's data is"
+                )
+            elif time.monotonic() > deadline:
                 raise NotReadyError(f"the template was not unpacked within {timeout:g}s")
-            self._template_follows = said is None
-            if self._template_follows:
+            else:
                 time.sleep(0.002)
 
     def make_spare(self) -> Layout:

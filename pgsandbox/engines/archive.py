@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     Buffer = bytes | memoryview
 
 WHOLE = "pgsandbox.whole"
-"""The file in a data folder that appears once the template is in it: empty, or with the reason why it will not be."""
+"""The file in a data folder that says that the template is in it (`whole`), or why it will not be."""
+
+_INDEX = "index-%08x.json"
+"""The first file's name, with its CRC: the index has to be right before any of the rest is read."""
 
 _START, _REST, _TEMPLATE = range(3)
 _BLOCK = 512
@@ -34,8 +38,8 @@ _CHUNK = 1 << 20
 def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     """Pack the folder `data`, without `leave_out` (paths below it), into the file `to`, whole or not at all.
 
-    What is returned proves it whole and is for `unpacking`: its `size` in bytes, its `crc` (CRC-32), and the length and
-    CRC of its `index`. Raises PlaceError when the file can't be written, ServerError when the folder can't be read.
+    Its `size` in bytes and `crc` (CRC-32) prove it whole. Raises PlaceError when the file can't be written, ServerError
+    when the folder can't be read.
     """
     import tarfile
 
@@ -61,7 +65,7 @@ def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ())
         with fresh.open("xb") as file:
             proof = _Proof(file)
             with tarfile.open(fileobj=cast("BinaryIO", proof), mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-                tar.addfile(_member("index.json", len(first)), io.BytesIO(first))
+                tar.addfile(_member(_INDEX % zlib.crc32(first), len(first)), io.BytesIO(first))
                 for name in order:
                     with (data / name).open("rb") as stream:
                         tar.addfile(_member(name, sizes[name]), stream)
@@ -73,7 +77,7 @@ def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ())
     finally:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
-    return {"size": proof.size, "crc": proof.crc, "index": [len(first), zlib.crc32(first)]}
+    return {"size": proof.size, "crc": proof.crc}
 
 
 class Unpacking:
@@ -107,15 +111,15 @@ class Unpacking:
     def template(self) -> None:
         """Unpack the template, which is needed only where one more clone is wanted; then, or when it fails, say so.
 
-        Never raises: the server serves already. Its file `WHOLE` is empty, or has the reason.
+        Never raises: the server serves already.
         """
-        reason = ""
+        said = "whole"
         try:
             self._unpack(_TEMPLATE)
         except (PgsandboxError, OSError) as problem:
-            reason = " ".join(str(problem).split())
+            said = " ".join(str(problem).split())
         with contextlib.suppress(PgsandboxError):
-            self._folder.write(WHOLE, [reason.encode()])
+            self._folder.write(WHOLE, [said.encode()])
 
     def _unpack(self, part: int, *, rename: tuple[str, str] = ("", "")) -> None:
         before, after = rename
@@ -132,15 +136,17 @@ class _Archive:
         except OSError as problem:
             raise SeedError("the kept template can't be read", why=problem.strerror) from problem
         self._seed = seed
-        length, crc = seed["index"]
-        self._begin = _BLOCK + _padded(length)
+        self._crc = self._proven = 0
         if os.fstat(self._descriptor).st_size != seed["size"]:
             raise _damaged("its size is another")
-        head = os.pread(self._descriptor, self._begin, 0)
-        self._crc, self._proven = zlib.crc32(head), len(head)
-        if zlib.crc32(head[_BLOCK : _BLOCK + length]) != crc:
+        first = self._read(0, _BLOCK)
+        name, size = first[:100].rstrip(b"\0"), first[124:135]  # POSIX, pax, "ustar Interchange Format"
+        length = int(size, 8) if re.fullmatch(b"[0-7]{11}", size) else 0
+        index = b"".join(self._content(0, length))
+        self._begin = self._proven
+        if name.decode(errors="replace") != _INDEX % zlib.crc32(index):
             raise _damaged("its checksum is another")
-        self.index: dict[str, Any] = json.loads(head[_BLOCK : _BLOCK + length])
+        self.index: dict[str, Any] = json.loads(index)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -163,7 +169,7 @@ class _Archive:
 
     def _content(self, at: int, size: int) -> Iterator[Buffer]:
         at, end = at + _BLOCK, at + _BLOCK + _padded(size)
-        self._read(at - _BLOCK, at)
+        self._read(at - _BLOCK, at)  # the file's header
         while at < end:
             chunk = self._read(at, end)
             at += len(chunk)

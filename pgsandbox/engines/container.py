@@ -154,7 +154,7 @@ def _parts(
     mounts = sorted({*detail["volumes"], *_covering(detail["data"], detail["volumes"])}) if tmpfs else []
     flags = [word for name, value in order.flags.items() for word in ("-c", f"{name}={value}")]
     keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(_IDLE)]
-    seed = [f"{_SEED}-kept"] if order.seed else [""]
+    seed = [_SEED] if order.seed else [""]
     return {
         "image": order.seed["image"] if order.seed else choice.what,
         "entrypoint": [*keep, *seed, *detail["entrypoint"]],

@@ -177,23 +177,24 @@ class DockerEngine:
 
 
 _STOP = """\
+template=$1 spare=$2
+shift 2
 pid=$(head -n 1 "$PGDATA/postmaster.pid")
 : >/dev/shm/pgsandbox-hold
 kill -INT "$pid"
 while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
-[ -e "$PGDATA/postmaster.pid" ] || echo clean
+[ ! -e "$PGDATA/postmaster.pid" ] || exit
 # Of the WAL, a stopped cluster needs the file that its last checkpoint is in.
 wal=$(pg_controldata "$PGDATA" | sed -n 's/.*REDO WAL file: *//p')
 [ -z "$wal" ] || find "$PGDATA/pg_wal" -maxdepth 1 -type f ! -name "$wal" -exec rm {} +
 # Three archives, for keep.sh: what a start needs, what it does not, and the template, which is its spare clone as well.
-template=$1 spare=$2 kept=$PGDATA-kept
-shift 2
+kept=$PGDATA-kept
 mkdir "$kept" && cd "$PGDATA/base" || exit
 if diff -r "$template" "$spare" >/dev/null 2>&1; then rm -r "$spare"; else set -- "$spare" "$@" && spare=; fi
-echo "$template $spare" >"$kept/names"
-tar -C "$template" -cf "$kept/template.tar" . && rm -r "$template"
-tar -cf "$kept/rest.tar" "$@" && rm -r "$@"
-tar -C "$PGDATA" -cf "$kept/start.tar" . && cd / && rm -r "$PGDATA"
+echo "$template $spare" >"$kept/names" &&
+    tar -C "$template" -cf "$kept/template.tar" . && rm -r "$template" &&
+    tar -cf "$kept/rest.tar" "$@" && rm -r "$@" &&
+    tar -C "$PGDATA" -cf "$kept/start.tar" . && cd / && rm -r "$PGDATA" && mv "$kept" "$PGDATA" && echo clean
 """
 
 

@@ -31,7 +31,8 @@ complete() {
     unpack rest "$PGDATA/base" || return
     [ -z "$spare" ] || unpack template "$PGDATA/base/$spare" || return
     give_password
-    unpack template "$PGDATA/base/$template" && : >"$PGDATA/pgsandbox.whole"
+    said=$(unpack template "$PGDATA/base/$template" 2>&1) && said=whole
+    echo "${said:-tar failed}" >"$PGDATA/pgsandbox.whole"
 }
 [ -z "$seed" ] || complete || kill -INT "$server" &
 trap 'kill -INT "$server" 2>/dev/null' INT TERM
