@@ -394,6 +394,8 @@ def _print_report(report: dict[str, Any]) -> None:
     for engine in report["engines"]:
         click.echo(f"{engine['name']}: {engine['says']}")
     click.echo(f"\nserves: {report['serves'] or 'nothing'}")
+    if report["clones"]:
+        click.echo(f"clones: {report['clones']}")
     for name, folder in report["folders"].items():
         click.echo(f"{name}: {folder}")
 

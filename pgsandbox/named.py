@@ -205,8 +205,10 @@ def prune() -> tuple[list[str], list[PgsandboxError]]:
 
 def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
     """Every setting and its origin, what each engine says, and which one would serve; as JSON data."""
+    from pgsandbox import server
+
     says: list[dict[str, str]] = []
-    serves = ""
+    serves = cloning = ""
     for name in ("external",) if settings.url else ("docker", "local"):
         try:
             choice = engines.named(name).find(settings, progress)
@@ -215,7 +217,7 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
         else:
             says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}"})
             if not serves and settings.engine in ("auto", name):
-                serves = name
+                serves, cloning = name, server.cloning(name, choice.major)
     return {
         "settings": [
             {"name": name, "value": settings.shown(name), "from": settings.origins.get(name, "default")}
@@ -223,6 +225,7 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
         ],
         "engines": says,
         "serves": serves,
+        "clones": cloning,
         "folders": {"runtime folder": str(places.runtime_root()), "cache folder": str(places.cache_root())},
     }
 

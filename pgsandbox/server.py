@@ -336,6 +336,17 @@ class Server:
         return self.admin.info.parameter_status("is_superuser") == "on"
 
 
+def cloning(engine: str, major: int | None) -> str:
+    """How `create_database` copies a template on such a server, and why so, in words."""
+    if engine == "external":
+        return "as that server does by itself: what else it has to do is not ours to know"
+    only = ", the one way that this version has" if major is not None and major < 15 else " (STRATEGY file_copy)"
+    return (
+        f"file by file{only}: of 300 tables in a third of the time that WAL_LOG takes, and without WAL; "
+        "the first worker gets a spare one that is kept with the template"
+    )
+
+
 def disk_full(server: Server, problem: psycopg.Error) -> ServerError:
     """The error for a server whose disk, or tmpfs, is full."""
     return ServerError(
