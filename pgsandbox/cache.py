@@ -1,37 +1,19 @@
-"""Templates kept between runs: what one depends on, where it is, and when it has to go."""
+"""Templates kept between runs: where they are, which of them can be trusted, and when one has to go."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pgsandbox import engines, places, steps
+from pgsandbox import engines, places
 from pgsandbox.errors import NotReadyError, PgsandboxError
-from pgsandbox.run import read_record, write_record
-
-if TYPE_CHECKING:
-    from pgsandbox.engines import Choice
-    from pgsandbox.settings import Settings
-
-FORMAT = 2
-"""Changes whenever what is kept changes its meaning; entries of another format are never looked at."""
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a template is made of, as a name; or why it can't be kept."""
-
-    key: str | None
-    why_not: str | None = None
-    hint: str | None = None
-    """What to set so that it can be kept, where that is a matter of settings."""
+from pgsandbox.fingerprint import FORMAT
+from pgsandbox.run import entries, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -53,119 +35,137 @@ class Entry:
     used: float = 0.0
     """Unix time of the last start from it."""
 
+    @property
+    def where(self) -> str:
+        """The image's tag, or the archive's path."""
+        return str(self.seed.get("image") or self.seed.get("archive"))
 
-def fingerprint(settings: Settings, choice: Choice, root: Path) -> Fingerprint:
-    """What the template depends on: engine, version, our format, and all that the init steps are and read.
-
-    A step that runs somebody's program may read anything: unless the setting watch says what, it can't be known.
-    """
-    plan = steps.parse(settings.init, root)
-    programs = [step.text for step in plan if step.reads_more]
-    watched = [file for pattern in settings.watch for file in _matching(root, pattern)]
-    if choice.engine == "external":
-        return Fingerprint(None, "the server is not ours")
-    if not settings.cache:
-        return Fingerprint(None, "cache = false")
-    if programs and not watched:
-        why = "matches no file" if settings.watch else "does not say what it reads"
-        hint = "watch matches no file" if settings.watch else "set watch to the files that its steps read"
-        return Fingerprint(None, f"{programs[0]!r} may read anything, and the setting watch {why}", hint)
-    digest = hashlib.sha256()
-    for part in (FORMAT, platform.machine(), choice.engine, choice.version, choice.detail.get("id", choice.what)):
-        _add(digest, str(part))
-    for group in (settings.init, settings.extensions, settings.options, (str(settings.superuser),)):
-        _add(digest, *group)
-    for file in [*(step.file for step in plan if isinstance(step, steps.SqlStep)), *watched]:
-        _add(digest, os.path.relpath(file, root))
-        _add(digest, hashlib.sha256(file.read_bytes()).hexdigest())
-    return Fingerprint(digest.hexdigest()[:20])
+    def to_json(self) -> dict[str, Any]:
+        """All that a program may want to know of it."""
+        names = ("key", "engine", "version", "size", "project", "created", "used")
+        return {name: getattr(self, name) for name in names} | {"where": self.where}
 
 
 class Cache:
     """The kept templates of this user. Nothing in it is trusted that was not finished."""
 
     def __init__(self) -> None:
-        self._folder = places.cache_root() / f"templates-{FORMAT}"
+        self.folder = places.cache_root() / f"templates-{FORMAT}"
+        """Where they are; another version of pgsandbox that keeps them in another format has another one."""
 
     def prepare(self) -> Path:
         """The folder that seeds go to, made if need be. Raises PlaceError when it can't be written."""
-        places.private(self._folder)
-        if not os.access(self._folder, os.W_OK):
-            raise places.unusable(self._folder, PermissionError(13, "Permission denied"))
-        return self._folder
+        places.private(self.folder)
+        if not os.access(self.folder, os.W_OK):
+            raise places.unusable(self.folder, PermissionError(13, "Permission denied"))
+        return self.folder
 
     @contextlib.contextmanager
     def building(self, key: str, *, timeout: float) -> Iterator[None]:
-        """Hold the right to build `key`, among all runs of this user. Raises NotReadyError after `timeout` seconds."""
+        """Hold the right to build `key`, among all runs of this user. Raises NotReadyError after `timeout` seconds.
+
+        Keys that begin alike share a lock: to wait for another's build costs little, a file for each key would be
+        there for ever, and to remove one that somebody may be about to lock is to have two builders.
+        """
         import filelock
 
+        lock = places.private(self.prepare() / "locks") / key[:1]
         try:
-            with filelock.FileLock(self.prepare() / f"{key}.lock", timeout=timeout, poll_interval=0.02):
+            with filelock.FileLock(lock, timeout=timeout, poll_interval=0.02):
                 yield
         except filelock.Timeout:
             raise NotReadyError(f"waited {timeout:g}s for another run that builds the same template") from None
 
-    def find(self, key: str) -> Entry | None:
-        """The entry `key`, if it is there and whole; marks it as used."""
-        file = self._folder / f"{key}.json"
-        with contextlib.suppress(PgsandboxError, TypeError, ValueError):
+    def find(self, key: str) -> tuple[Entry | None, str | None]:
+        """The entry `key`, marked as used, if it is there and whole; else what was wrong with it and it was dropped."""
+        file = self._file(key)
+        wrong: str | None = "its record is damaged"
+        with contextlib.suppress(PgsandboxError, TypeError, ValueError, KeyError):
             record = read_record(file)
             if record is None:
-                return None
+                return None, None
             entry = Entry(**record)
-            if engines.named(entry.engine).has_seed(entry.seed):
-                write_record(file, {**record, "used": time.time()})
-                return entry
+            wrong = engines.named(entry.engine).damage(entry.seed)
+            if wrong is None:
+                with contextlib.suppress(PgsandboxError):  # a full disk is no reason not to read
+                    write_record(file, {**record, "used": time.time()})
+                return entry, None
         self.drop(key)
-        return None
+        return None, wrong
 
     def keep(self, entry: Entry, *, limit: int) -> None:
         """Keep `entry`, and let the least recently used go until all together are within `limit` bytes."""
-        write_record(self.prepare() / f"{entry.key}.json", {**vars(entry), "used": time.time()})
-        entries = self.entries()
-        total = sum(one.size for one in entries)
-        for one in sorted(entries, key=lambda one: one.used):
+        write_record(self._file(entry.key), {**vars(entry), "used": time.time()})
+        found = self.entries()
+        total = sum(one.size for one in found)
+        for one in sorted(found, key=lambda one: one.used):
             if total <= limit:
-                return
+                break
             if one.key != entry.key:
                 self.drop(one.key)
                 total -= one.size
+        self.tidy(entry.engine, held=entry.key)
 
     def drop(self, key: str) -> None:
         """Remove the entry `key`, also a damaged one; harmless when there is none."""
-        file = self._folder / f"{key}.json"
+        file = self._file(key)
         with contextlib.suppress(PgsandboxError, TypeError, ValueError, KeyError):
             record = read_record(file)
             if record is not None:
                 engines.named(record["engine"]).forget_seed(record["seed"])
-        for leftover in (file, self._folder / f"{key}.tar"):
+        for leftover in (file, self.folder / f"{key}.tar"):
             with contextlib.suppress(OSError):
                 leftover.unlink(missing_ok=True)
 
     def entries(self) -> list[Entry]:
         """All entries that can be read, the most recently used first."""
         found: list[Entry] = []
-        for file in self._folder.glob("*.json"):
+        for file in entries(self.folder):
             with contextlib.suppress(PgsandboxError, TypeError, ValueError):
-                record = read_record(file)
+                record = read_record(file) if file.suffix == ".json" else None
                 if record is not None:
                     found.append(Entry(**record))
         return sorted(found, key=lambda one: -one.used)
 
-    def clear(self) -> list[Entry]:
-        """Remove all entries; what they were."""
-        entries = self.entries()
-        for entry in entries:
-            self.drop(entry.key)
-        return entries
+    def clear(self) -> tuple[list[Entry], list[Entry]]:
+        """Remove all entries but those that somebody is just building anew; what went, and what was left."""
+        gone: list[Entry] = []
+        left: list[Entry] = []
+        for entry in self.entries():
+            try:
+                with self.building(entry.key, timeout=0):
+                    self.drop(entry.key)
+                gone.append(entry)
+            except NotReadyError:
+                left.append(entry)
+        self.tidy("local", "docker")
+        return gone, left
 
+    def tidy(self, *names: str, held: str | None = None) -> None:
+        """Remove what has no record in the engines `names`: of builders that were killed, or in use when it had to go.
 
-def _matching(root: Path, pattern: str) -> list[Path]:
-    return sorted(file for file in root.glob(pattern) if file.is_file())
+        What somebody is just building has none yet, but its key is locked; `held` is one that the caller has locked.
+        """
+        known = {entry.key for entry in self.entries()}
+        for file in entries(self.folder):
+            if ".json." in file.name:  # half written
+                with contextlib.suppress(NotReadyError, OSError), self._unless_held(file.name, held):
+                    file.unlink()
+        for name in names:
+            with contextlib.suppress(PgsandboxError):  # an engine that does not answer has to wait
+                engine = engines.named(name)
+                for key, seed in engine.strays(self.folder, known):
+                    with contextlib.suppress(NotReadyError), self._unless_held(key, held):
+                        engine.forget_seed(seed)
 
+    @contextlib.contextmanager
+    def _unless_held(self, key: str, held: str | None) -> Iterator[None]:
+        """Hold `key` for a moment, unless the caller does. Raises NotReadyError where somebody else does."""
+        if held is not None and key[:1] == held[:1]:
+            yield
+        else:
+            with self.building(key, timeout=0):
+                yield
 
-def _add(digest: Any, *parts: str) -> None:
-    """Add a group of texts so that no two groups read alike."""
-    digest.update(f"{len(parts)}:".encode())
-    for part in parts:
-        digest.update(f"{len(part)}:{part}".encode())
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.json"

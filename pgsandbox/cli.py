@@ -161,9 +161,10 @@ def _narration() -> Iterator[Callable[[str], None]]:
         said: list[str] = []
 
         def say(text: str) -> None:
-            if text.startswith("pulling "):
-                text = text.partition("[")[0].rstrip()  # a download's moving bar is no news in a log
-            if text not in said[-1:]:
+            is_moving = text.startswith(("pulling ", "pushing "))
+            if is_moving:
+                text = text.partition("[")[0].rstrip()  # a moving bar is no news in a log, nor is each layer's
+            if text not in (said if is_moving else said[-1:]):
                 said.append(text)
                 click.echo(f"pgsandbox: {text}", err=True)
 
@@ -172,8 +173,17 @@ def _narration() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.text import Text
 
+    from pgsandbox.engines import Notice
+
     with Console(stderr=True).status(Text("pgsandbox: looking for an engine")) as status:
-        yield lambda text: status.update(Text(f"pgsandbox: {text}"))
+
+        def show(text: str) -> None:
+            if isinstance(text, Notice):
+                status.console.print(Text(f"pgsandbox: {text}"))
+            else:
+                status.update(Text(f"pgsandbox: {text}"))
+
+        yield show
 
 
 @cli.command(short_help="Start a sandbox, or find the one that runs, and print its URL.")
@@ -235,18 +245,66 @@ def down(name: str | None, all_: bool) -> None:
         click.echo("pgsandbox: this project has no sandbox", err=True)
 
 
-@cli.command("ls", short_help="List the sandboxes of this user, those of other projects too.")
+@cli.command(short_help="Build the template ahead of time, or bring it from one machine to another.")
+@click.option("--push", "push_to", metavar="REF", help="push it to a registry as this image (docker)")
+@click.option("--from", "pull_from", metavar="REF", help="pull it from a registry instead of building it (docker)")
+@click.option("--output", metavar="FILE", help="write it to a file, for a cache between machines; - is stdout")
+@click.option("--input", "input_", metavar="FILE", help="read it from such a file instead of building it; - is stdin")
+@click.option("--json", "as_json", is_flag=True, help="print all about it as JSON")
+@_with_settings
+def bake(
+    push_to: str | None, pull_from: str | None, output: str | None, input_: str | None, as_json: bool, **given: Any
+) -> None:
+    """Build the template ahead of time, so that no run has to: prints the image's tag, or the archive's path.
+
+    What is there already is not built again. What comes from elsewhere must be what this project, with these settings,
+    would build; the next `pytest -p pgsandbox` starts from it.
+
+    \b
+    pgsandbox bake
+    pgsandbox bake --push registry.example.com/shop/template:main
+    pgsandbox bake --from registry.example.com/shop/template:main || pgsandbox bake
+    pgsandbox bake --output template.bin       for a CI's cache; --input there
+
+    Each flag of a setting has a longer name, too, which pytest shares: --pgsandbox-init.
+    """
+    from pgsandbox import libpq, named
+    from pgsandbox.bake import Baker
+
+    if pull_from is not None and input_ is not None:
+        raise click.UsageError("--from and --input exclude each other")
+    settings = _settings(given)
+    libpq.put_aside(os.environ)
+    with _narration() as progress, contextlib.closing(Baker(settings, named.project(), progress)) as baker:
+        if pull_from is not None:
+            entry = baker.pull(pull_from)
+        else:
+            entry = baker.bake() if input_ is None else baker.read(input_)
+        if push_to is not None:
+            baker.push(entry, push_to)
+        if output is not None:
+            baker.write(entry, output)
+    click.echo(json.dumps(entry.to_json(), indent=2) if as_json else entry.where, err=output == "-")
+
+
+@cli.command("ls", short_help="List the sandboxes of this user, those of other projects too; or what is kept.")
 @click.option("--json", "as_json", is_flag=True, help="print all about them, passwords included, as JSON")
-def list_(as_json: bool) -> None:
-    """List the sandboxes and kept databases of this user, those of other projects too.
+@click.option("--cache", "of_cache", is_flag=True, help="list the templates that are kept between runs")
+def list_(as_json: bool, of_cache: bool) -> None:
+    """List the sandboxes and kept databases of this user, those of other projects too; or what is kept between runs.
 
     \b
     pgsandbox ls
     pgsandbox ls --json | jq -r '.[].url'
+    pgsandbox ls --cache
 
     The table has no passwords in it; `pgsandbox url NAME` and --json do.
     """
     from pgsandbox import named
+
+    if of_cache:
+        _list_cache(as_json)
+        return
 
     found, damaged = named.listing()
     for problem in damaged:
@@ -258,6 +316,25 @@ def list_(as_json: bool) -> None:
     else:
         rows = [(one.name, one.engine, one.version, one.address, one.age, one.shown_ttl, one.project) for one in found]
         for line in shell.table(("NAME", "ENGINE", "VERSION", "ADDRESS", "AGE", "TTL", "PROJECT"), rows):
+            click.echo(line)
+
+
+def _list_cache(as_json: bool) -> None:
+    from pgsandbox.cache import Cache
+    from pgsandbox.settings import show_age, show_size
+
+    entries = Cache().entries()
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in entries], indent=2))
+    elif not entries:
+        click.echo("pgsandbox: no template is kept", err=True)
+    else:
+        header = ("KEY", "ENGINE", "VERSION", "SIZE", "CREATED", "USED", "PROJECT")
+        rows = [
+            (e.key, e.engine, e.version, show_size(e.size), show_age(e.created), show_age(e.used), e.project)
+            for e in entries
+        ]
+        for line in shell.table(header, rows):
             click.echo(line)
 
 
@@ -342,16 +419,31 @@ def run(command: tuple[str, ...], **given: Any) -> int:
                 click.echo(f"pgsandbox: {trouble}", err=True)
 
 
-@cli.command(short_help="Remove what killed runs left behind.")
-def prune() -> int:
+@cli.command(short_help="Remove what killed runs left behind; or what is kept between runs.")
+@click.option("--cache", "of_cache", is_flag=True, help="remove the templates that are kept between runs, too")
+def prune(of_cache: bool) -> int:
     """Remove what killed runs left behind, should their supervisors have been killed, too.
 
     Only what is provably ours and dead is removed, and the next start would do the same: nobody holds its lock, and
     its container carries this user's mark. What lives, and what belongs to others, is left alone.
+
+    \b
+    pgsandbox prune
+    pgsandbox prune --cache          the kept templates, too; the next runs build theirs anew
     """
     from pgsandbox import named
 
     removed, trouble = named.prune()
+    if of_cache:
+        from pgsandbox.cache import Cache
+        from pgsandbox.settings import show_size
+
+        gone, left = Cache().clear()
+        removed += [f"template {one.key} of {one.project}, {show_size(one.size)}" for one in gone]
+        if gone:
+            removed.append(f"{show_size(sum(one.size for one in gone))} in all")
+        for one in left:
+            click.echo(f"pgsandbox: template {one.key} is just being built, and was left alone", err=True)
     for what in removed:
         click.echo(f"pgsandbox: removed {what}", err=True)
     for problem in trouble:
@@ -387,6 +479,8 @@ def doctor(as_json: bool, **given: Any) -> int:
 
 
 def _print_report(report: dict[str, Any]) -> None:
+    from pgsandbox.settings import show_size
+
     rows = [(row["name"], row["value"], row["from"]) for row in report["settings"]]
     for line in shell.table(("SETTING", "VALUE", "FROM"), rows):
         click.echo(line)
@@ -394,6 +488,10 @@ def _print_report(report: dict[str, Any]) -> None:
     for engine in report["engines"]:
         click.echo(f"{engine['name']}: {engine['says']}")
     click.echo(f"\nserves: {report['serves'] or 'nothing'}")
+    cache, count = report["cache"], report["cache"]["templates"]
+    sizes = f"{show_size(cache['size'])} of {show_size(cache['limit'])}"
+    click.echo(f"template: {report['template']['says']}")
+    click.echo(f"cache: {count} template{'s' if count != 1 else ''}, {sizes}, in {cache['folder']}")
     if report["clones"]:
         click.echo(f"clones: {report['clones']}")
     for name, folder in report["folders"].items():

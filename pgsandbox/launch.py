@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, places, tuning
-from pgsandbox.cache import Cache, Entry, Fingerprint
-from pgsandbox.engines import Choice, Order, Progress, Running, Seeding, supervised
-from pgsandbox.errors import PgsandboxError, PlaceError, SeedError
+from pgsandbox.cache import Cache, Entry
+from pgsandbox.engines import Choice, Notice, Order, Progress, Running, Seeding, supervised
+from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError
 from pgsandbox.run import Run, entries, write_record
 
 if TYPE_CHECKING:
+    from pgsandbox.fingerprint import Fingerprint
     from pgsandbox.server import Server
     from pgsandbox.settings import Settings
     from pgsandbox.template import Facts
@@ -109,6 +110,18 @@ class Launcher:
                 self._run.write("seed", record)
         return record
 
+    def kept(self, key: str) -> Entry:
+        """The template from the cache, or made for it. Raises PlaceError where it can't be kept, PgsandboxError."""
+        cache = Cache()
+        with cache.building(key, timeout=self._patience):
+            entry, wrong = cache.find(key)
+            if wrong is not None:
+                self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
+            if entry is None:
+                entry = self._entry(key, self._make_seed(Seeding.KEPT, cache.prepare(), key))
+                cache.keep(entry, limit=self._settings.cache_size)
+        return entry
+
     def release(self) -> None:
         """Give up what is this process's alone: its own server ends, and a supervisor without a server."""
         if self._own_lease is not None:
@@ -131,8 +144,9 @@ class Launcher:
         record = self.seed()
         try:
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
-        except SeedError as problem:
-            self._progress(f"{problem.message}: it is built anew")
+        except ServerError as problem:
+            said = problem.message if isinstance(problem, SeedError) else "no server starts from the kept template"
+            self._progress(Notice(f"{said} ({_first_line(problem.why)}): it is built anew"))
             record = self.seed(instead_of=record)
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
         return server, _facts(record["facts"])
@@ -142,17 +156,11 @@ class Launcher:
         key = self._mark.key
         if key is None:
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
-        cache = Cache()
         try:
-            with cache.building(key, timeout=self._patience):
-                entry = cache.find(key)
-                if entry is not None:
-                    return {"seed": entry.seed, "facts": entry.facts}
-                record = self._make_seed(Seeding.KEPT, cache.prepare(), key)
-                cache.keep(self._entry(key, record), limit=self._settings.cache_size)
-                return record
+            entry = self.kept(key)
+            return {"seed": entry.seed, "facts": entry.facts}
         except PlaceError as problem:
-            self._progress(f"the template is not kept: {problem.message}")
+            self._progress(Notice(f"the template is not kept: {problem.message} ({problem.why})"))
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
 
     def _entry(self, key: str, record: dict[str, Any]) -> Entry:
@@ -177,7 +185,8 @@ class Launcher:
             server.close()
         engine = engines.named(server.engine)
         running = replace(server.running, detail={**server.running.detail, "layout": layout})
-        seed = engine.bake(running, folder=folder, name=name, timeout=self._settings.timeout)
+        note = {"key": name, "parts": self._mark.parts, "version": self._choice.version, "facts": facts.to_record()}
+        seed = engine.bake(running, folder=folder, name=name, note=note, timeout=self._settings.timeout)
         return {"seed": seed, "facts": facts.to_record()}
 
     def _launch(
@@ -198,7 +207,7 @@ class Launcher:
             token=token,
             folder=folder,
             run=self._run.id,
-            flags=tuning.flags(self._settings, workers=workers),
+            flags=tuning.flags(self._settings, workers=workers, is_baked=seeding is not Seeding.NONE),
             timeout=self._settings.timeout,
             lease=held_by or folder,
             seed=seed,
@@ -255,3 +264,7 @@ def _facts(record: dict[str, Any]) -> Facts:
     from pgsandbox.template import Facts
 
     return Facts.from_record(record)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0] or "it did not say why"

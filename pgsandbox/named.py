@@ -6,7 +6,6 @@ import contextlib
 import re
 import shutil
 import sys
-import time
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -15,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pgsandbox import engines, lease, places, sources, sweep
+from pgsandbox.cache import Cache
 from pgsandbox.database import Address
 from pgsandbox.engines import Running, supervised
 from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, PlaceError, ServerError, UsageError
+from pgsandbox.fingerprint import fingerprint
 from pgsandbox.launch import RUNNING
 from pgsandbox.run import Run, all_runs, damaged, entries, folder_of, read_record, write_record
 from pgsandbox.sandbox import NAMED, Sandbox
-from pgsandbox.settings import SETTINGS, Settings, show_duration
+from pgsandbox.settings import SETTINGS, Settings, show_age, show_duration
 
 if TYPE_CHECKING:
-    from pgsandbox.engines import Progress
+    from pgsandbox.engines import Choice, Progress
 
 _UP = "up-"
 """Runs of `up` have ids that begin so."""
@@ -65,12 +66,7 @@ class Named:
     @property
     def age(self) -> str:
         """How long ago it was made, in words."""
-        seconds = max(0, int(time.time() - self.created))
-        return next(
-            f"{seconds // size}{unit}"
-            for unit, size in (("h", 3600), ("m", 60), ("s", 1))
-            if seconds >= size or size == 1
-        )
+        return show_age(self.created)
 
     @property
     def shown_ttl(self) -> str:
@@ -208,7 +204,7 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
     from pgsandbox import server
 
     says: list[dict[str, str]] = []
-    serves = cloning = ""
+    serves: Choice | None = None
     for name in ("external",) if settings.url else ("docker", "local"):
         try:
             choice = engines.named(name).find(settings, progress)
@@ -216,18 +212,42 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
             says.append({"name": name, "says": str(problem).removeprefix(f"pgsandbox: {name}: ")})
         else:
             says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}"})
-            if not serves and settings.engine in ("auto", name):
-                serves, cloning = name, server.cloning(name, choice.major)
+            if serves is None and settings.engine in ("auto", name):
+                serves = choice
     return {
         "settings": [
             {"name": name, "value": settings.shown(name), "from": settings.origins.get(name, "default")}
             for name in SETTINGS
         ],
         "engines": says,
-        "serves": serves,
-        "clones": cloning,
+        "serves": serves.engine if serves else "",
+        "clones": server.cloning(serves.engine, serves.major) if serves else "",
+        "template": _template(settings, serves),
+        "cache": _cache(settings),
         "folders": {"runtime folder": str(places.runtime_root()), "cache folder": str(places.cache_root())},
     }
+
+
+def _template(settings: Settings, choice: Choice | None) -> dict[str, Any]:
+    """Whether the template is kept between runs, under which key, and if not, why and how to change that."""
+    if choice is None:
+        return {"kept": False, "says": "no engine serves"}
+    try:
+        mark = fingerprint(settings, choice, project())
+    except PgsandboxError as problem:
+        return {"kept": False, "says": str(problem).removeprefix("pgsandbox: ")}
+    if mark.key is None:
+        return {"kept": False, "says": f"built in each run: {mark.why_not}" + (f"; {mark.hint}" if mark.hint else "")}
+    is_there = any(entry.key == mark.key for entry in Cache().entries())
+    return {"kept": True, "says": f"kept as {mark.key}, {'built already' if is_there else 'not built yet'}"}
+
+
+def _cache(settings: Settings) -> dict[str, Any]:
+    """Where templates are kept, how many, how large they are and may be, in bytes."""
+    cache = Cache()
+    found = cache.entries()
+    size = sum(entry.size for entry in found)
+    return {"folder": str(cache.folder), "templates": len(found), "size": size, "limit": settings.cache_size}
 
 
 def _forget_failures(run: Run) -> None:

@@ -10,15 +10,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pgsandbox import connections, engines, places, scram, sources, steps, tuning
-from pgsandbox.cache import Fingerprint, fingerprint
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
+from pgsandbox.fingerprint import Fingerprint, fingerprint
 from pgsandbox.launch import Launcher, patience
 from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
 if TYPE_CHECKING:
+    from pgsandbox.cache import Entry
     from pgsandbox.isolation.clone import CloneIsolation
     from pgsandbox.server import Server
     from pgsandbox.template import Facts
@@ -167,6 +168,15 @@ class Sandbox:
             self._server, self._facts = self._launcher.shared(workers=self.workers)
         else:
             self._launcher.seed()
+
+    def bake(self) -> Entry:
+        """The kept template, made if need be; only for one that can be kept, as `fingerprint` says.
+
+        Raises PlaceError where there is no room for it, PgsandboxError.
+        """
+        assert self.fingerprint.key is not None
+        steps.checked(self.settings.init, self.root)
+        return self._launcher.kept(self.fingerprint.key)
 
     @property
     def is_started(self) -> bool:

@@ -199,8 +199,13 @@ class Server:
             self.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(name)))
 
     def forget_password(self) -> None:
-        """Leave nobody a password to be the superuser with: before the cluster is copied to where others may look."""
+        """Leave nobody a password to be the superuser with: before the cluster is copied to where others may look.
+
+        Nor what passwords have left behind: dead rows, and the WAL that told of them.
+        """
         self.execute(sql.SQL("ALTER ROLE {} PASSWORD NULL").format(sql.Identifier(self.running.user)))
+        self.execute("VACUUM (FULL) pg_authid")
+        self.execute("SELECT pg_switch_wal()")
 
     def retire_login(self, name: str) -> None:
         """Take from the role `name` its password and the right to log in."""

@@ -83,6 +83,8 @@ class Notes:
 
     failed: list[str] = field(default_factory=list)
     """What a failing init step said, in full: every test says that it failed, and this is said once."""
+    notices: list[str] = field(default_factory=list)
+    """What went otherwise than expected at the start, and was put right."""
     kept: list[str] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
     trouble: list[str] = field(default_factory=list)
@@ -96,6 +98,7 @@ class Notes:
         """All of it, a line each."""
         return [
             *dict.fromkeys(self.failed),
+            *dict.fromkeys(self.notices),
             *(f"leaked: {line}" for line in self.leaked),
             *(f"kept: {line}" for line in self.kept),
             *(f"trouble: {line}" for line in self.trouble),
@@ -137,9 +140,16 @@ class Session:
                 run=who.run,
                 worker=who.worker,
                 workers=who.workers,
-                progress=self._progress,
+                progress=self._hear,
             )
         return self._sandbox
+
+    def _hear(self, text: str) -> None:
+        from pgsandbox.engines import Notice
+
+        if isinstance(text, Notice):
+            self.notes.notices.append(str(text))
+        self._progress(text)
 
     def announce(self, workers: int) -> None:
         """Let the `workers` processes that this one is about to start know their run."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pgsandbox.errors import SettingsError
@@ -104,6 +106,25 @@ def _options(raw: Raw) -> tuple[str, ...]:
     return options
 
 
+def _globs(raw: Raw) -> tuple[str, ...]:
+    """Patterns below the project's folder; `**` is a part of its own (before Python 3.13 it could be nothing else)."""
+    patterns = _list(raw)
+    for pattern in patterns:
+        if PurePath(pattern).is_absolute():
+            raise ValueError(f"has {pattern!r}, which is absolute: write it as seen from the project's folder")
+        if any("**" in part and part != "**" for part in PurePath(pattern).parts):
+            raise ValueError(f"has {pattern!r}: ** stands for any folders, and can only be a whole part of a path")
+    return patterns
+
+
+def _variables(raw: Raw) -> tuple[str, ...]:
+    names = _list(raw)
+    for name in names:
+        if not re.fullmatch(r"[^=\0\s]+", name):
+            raise ValueError(f"has {name!r}, which can't name a variable")
+    return names
+
+
 def _texts(raw: Raw) -> list[str]:
     texts: list[Any] = list(raw) if isinstance(raw, (list, tuple)) else [raw]
     if not all(isinstance(text, str) for text in texts):
@@ -165,11 +186,11 @@ class Settings:
     init: tuple[str, ...] = _setting(
         (), _lines, "a step that builds the template: file.sql, python:module:function, command: …", metavar="STEP"
     )
-    watch: tuple[str, ...] = _setting((), _list, "files that the template depends on", metavar="GLOB")
+    watch: tuple[str, ...] = _setting((), _globs, "files that the template depends on", metavar="GLOB")
     extensions: tuple[str, ...] = _setting((), _list, "extensions to create in the template", metavar="NAME")
     connections: int = _setting(20, _count, "how many connections each worker may open", metavar="N")
     superuser: bool = _setting(False, _yes_or_no, "make the worker's role a superuser")
-    env: tuple[str, ...] = _setting((), _list, "further environment variables that get the URL", metavar="NAME")
+    env: tuple[str, ...] = _setting((), _variables, "further environment variables that get the URL", metavar="NAME")
     options: tuple[str, ...] = _setting((), _options, "further server settings", metavar="NAME=VALUE")
     durable: bool = _setting(False, _yes_or_no, "keep fsync and friends on")
     verify: bool = _setting(False, _yes_or_no, "check every reset by a slow, independent comparison")
@@ -223,6 +244,19 @@ def show_duration(seconds: float) -> str:
         if seconds >= factor and seconds % factor == 0:
             return f"{seconds / factor:g}{unit}"
     return f"{seconds:g}s" if seconds >= 1 else f"{seconds * 1000:g}ms"
+
+
+def show_size(size: int) -> str:
+    """`size` bytes in the unit that reads best: `31.5MB`."""
+    unit, factor = next(((u, f) for u, f in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)) if size >= f), ("", 1))
+    return f"{round(size / factor, 1):g}{unit or ' bytes'}"
+
+
+def show_age(since: float) -> str:
+    """How long ago the Unix time `since` was, in the largest whole unit: `2h`."""
+    seconds = max(0, int(time.time() - since))
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    return next(f"{seconds // size}{unit}" for unit, size in units if seconds >= size or size == 1)
 
 
 def resolve(places: Iterable[Place], *, base: Settings | None = None) -> Settings:

@@ -15,6 +15,7 @@ from psycopg import sql
 from pgsandbox import libpq, scram, steps
 from pgsandbox.database import Address, Database
 from pgsandbox.errors import PgsandboxError, TemplateError
+from pgsandbox.server import disk_full
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
@@ -105,7 +106,17 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
         except Exception as problem:
             raise steps.translate(problem, step.text) from problem
     progress("sealing the template")
-    return _seal(server)
+    try:
+        return _seal(server)
+    except psycopg.errors.DiskFull as problem:
+        raise disk_full(server, problem) from problem
+    except psycopg.Error as problem:
+        raise TemplateError(
+            "the template can't be sealed",
+            why=problem.diag.message_primary or str(problem).strip(),
+            looked_at=(f"{server.engine}: {server.running.what}",),
+            hint="its tables are frozen and analysed: does an index, or a function that one uses, fail?",
+        ) from problem
 
 
 def _start_afresh(server: Server) -> None:
@@ -140,6 +151,9 @@ def _seal(server: Server) -> Facts:
         if server.is_ours:
             reassign = sql.SQL("REASSIGN OWNED BY {} TO {}")
             connection.execute(reassign.format(sql.Identifier(names.builder), sql.Identifier(names.owner)))
+        # As the database's owner, who may do that to all but the catalogs that it shares with other databases: the
+        # statistics of pg_authid would be a copy of all verifiers.
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(names.owner)))
         connection.execute("VACUUM (FREEZE, ANALYZE)")
     facts = _facts(server)
     server.disconnect(names.template)

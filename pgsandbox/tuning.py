@@ -28,7 +28,7 @@ def fitting_budget(*, workers: int, budget: int, available: int) -> int:
     return max(0, min(budget, available // max(1, workers) - OURS))
 
 
-def flags(settings: Settings, *, workers: int) -> dict[str, str]:
+def flags(settings: Settings, *, workers: int, is_baked: bool = False) -> dict[str, str]:
     """The server's settings, by name (PostgreSQL manual, chapter 19, "Server Configuration"); `options` win."""
     found = {
         "max_connections": str(max_connections(workers=workers, budget=settings.connections)),
@@ -47,6 +47,8 @@ def flags(settings: Settings, *, workers: int) -> dict[str, str]:
     }
     if not settings.durable:
         found |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    if is_baked:  # a WAL file that is begun is empty then, and not an old one with what was written before
+        found |= {"wal_recycle": "off"}
     for option in settings.options:
         name, _, value = option.partition("=")
         found[name.strip()] = value.strip()

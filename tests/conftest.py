@@ -115,6 +115,15 @@ def runtime(kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own."""
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o755)
+    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
+    return folder
+
+
 def left_behind(runtime: Path) -> list[str]:
     """What is left of the runs in the runtime folder `runtime`: folders, processes, containers."""
     left = [str(path.relative_to(runtime)) for path in (runtime / "runs").glob("*")]

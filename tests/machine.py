@@ -212,7 +212,10 @@ def running(*, root: Path | None = None, **settings: Any) -> Iterator[Sandbox]:
 
 
 class Registry:
-    """A registry of images on loopback with one image, `name`: no PostgreSQL, but it says that it is one."""
+    """A registry of images on loopback, which takes others, with one image, `name`.
+
+    That is no PostgreSQL, but it says that it is one.
+    """
 
     def __init__(self, *, credentials: str = "") -> None:
         layer, compressed = self._layer()
@@ -243,6 +246,10 @@ class Registry:
                 ],
             }
         ).encode()
+        self._manifests = {
+            f"/v2/pg/manifests/{name}": (self._kind, self._manifest) for name in ("18", _digest(self._manifest))
+        }
+        self._uploads: dict[str, bytes] = {}
         self._credentials = credentials and f"Basic {base64.b64encode(credentials.encode()).decode()}"
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.address = f"127.0.0.1:{self._server.server_port}"
@@ -273,15 +280,33 @@ class Registry:
             return 401, "application/json", b'{"errors": [{"code": "UNAUTHORIZED", "message": "who are you?"}]}'
         if path == "/v2/":
             return 200, "application/json", b"{}"
-        if path in ("/v2/pg/manifests/18", f"/v2/pg/manifests/{_digest(self._manifest)}"):
-            return 200, self._kind, self._manifest
+        if path in self._manifests:
+            return 200, *self._manifests[path]
         blob = self._blobs.get(path.rpartition("/")[2])
         if blob is not None:
             return 200, "application/octet-stream", blob
         return 404, "application/json", b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
 
+    def _take(self, path: str, query: str, kind: str, body: bytes) -> tuple[int, str]:
+        """Take in what is pushed: a blob begins as an upload, gets its content, and is named; manifests name blobs."""
+        if path.endswith("/blobs/uploads/"):
+            path += secrets.token_hex(8)
+            self._uploads[path] = body
+            return 202, path
+        if "/blobs/uploads/" in path:
+            self._uploads[path] += body
+            if not query:
+                return 202, path
+            content = self._uploads.pop(path)
+            assert query == f"digest={_digest(content).replace(':', '%3A')}"
+            self._blobs[_digest(content)] = content
+            return 201, f"/v2/blobs/{_digest(content)}"
+        for name in (path, f"{path.rpartition('/')[0]}/{_digest(body)}"):
+            self._manifests[name] = (kind, body)
+        return 201, path
+
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
-        answer = self._answer
+        answer, take = self._answer, self._take
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -297,7 +322,36 @@ class Registry:
                 if self.command == "GET":
                     self.wfile.write(body)
 
+            def do_PUT(self) -> None:
+                status, _, body = answer("/v2/", self.headers.get("Authorization", ""))
+                location, content, (path, _, query) = "", self._body(), self.path.partition("?")
+                if status == 200:
+                    if path.endswith("/blobs/uploads/"):
+                        query = ""
+                    status, location = take(path, query, self.headers.get("Content-Type", ""), content)
+                    body = b""
+                self.send_response(status)
+                if status == 401:
+                    self.send_header("WWW-Authenticate", 'Basic realm="test"')
+                self.send_header("Location", location)
+                self.send_header("Range", f"0-{max(0, len(content) - 1)}")
+                self.send_header("Docker-Content-Digest", _digest(content))
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                content = []
+                while size := int(self.rfile.readline(), 16):
+                    content.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(content)
+
             do_HEAD = do_GET  # noqa: N815 -- the base class's name for it
+            do_POST = do_PATCH = do_PUT  # noqa: N815 -- the same
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -30,14 +30,16 @@ CHECKOUT = Path(__file__).parent.parent
 LAYERS = """
     __main__
     cli  xdist                                              what a user types; what xdist calls
-    plugin  named                                           hooks and fixtures; sandboxes with a name
+    plugin  named  bake                                     hooks and fixtures; sandboxes with a name; templates ahead
     session  supervisor                                     one pytest process; the process beside a server
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
     template  cache  connections  isolation.clone  isolation.rollback
-    isolation  steps  sweep                                 how a baseline comes back, is made; what the dead left
+    isolation  fingerprint  sweep                           how a baseline comes back, what one is made of; the dead
+    steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it
     engines.docker  engines.local  engines.external         where a server can run
+    engines.images  engines.registry                        kept templates as images, here and elsewhere
     engines.container                                       one container
     engines                                                 what all engines have in common
     engines.archive  engines.binaries  engines.daemon  engines.kernel  engines.ready  engines.supervised
@@ -45,6 +47,7 @@ LAYERS = """
     run                                                     what the processes of a run agree on
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written
+    parcel                                                  a template as a file for elsewhere
     settings  shell  command  libpq  pools  scram  tuning   values, and other programs' ways
     errors
 """
@@ -64,7 +67,14 @@ OUTSIDE = {
     "xdist": set(),
     "click": {"cli"},
     "rich": {"cli"},
-    "docker": {"engines.container", "engines.daemon", "engines.docker", "engines.topology"},
+    "docker": {
+        "engines.container",
+        "engines.daemon",
+        "engines.docker",
+        "engines.images",
+        "engines.registry",
+        "engines.topology",
+    },
     "testcontainers": {"engines.daemon", "engines.topology"},
 }
 """Packages of others that only some modules may know at all, be it for a type."""

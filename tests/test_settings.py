@@ -132,6 +132,17 @@ URL_FORM = "is not a URL of the form postgresql://user:password@host:port/databa
         ("init", {"a": "b"}, f"{{'a': 'b'}} {LIST}"),
         ("options", "work_mem", "'work_mem' has 'work_mem', which is not of the form name=value"),
         ("options", ["a=1", "=2"], "['a=1', '=2'] has '=2', which is not of the form name=value"),
+        (
+            "watch",
+            "a.sql, /b/*.sql",
+            "'a.sql, /b/*.sql' has '/b/*.sql', which is absolute: write it as seen from the project's folder",
+        ),
+        (
+            "watch",
+            "a/**.py",
+            "'a/**.py' has 'a/**.py': ** stands for any folders, and can only be a whole part of a path",
+        ),
+        ("env", "A=B", "'A=B' has 'A=B', which can't name a variable"),
         ("url", "", "'' is empty"),
         ("url", "mysql://u:secret@h/d", f"'mysql://u:***@h/d' {URL_FORM}"),
         ("url", "host=h password=secret", f"'host=h password=***' {URL_FORM}"),

@@ -274,6 +274,24 @@ def test_an_extension_that_is_not_available_is_said_to_be(workshop: Workshop) ->
     )
 
 
+def test_a_template_that_can_not_be_sealed_is_said_to_be(workshop: Workshop) -> None:
+    """To analyse an index on an expression is to run it: here one that reads another table, which no index should."""
+    source = (
+        "CREATE TABLE t (i int); CREATE TABLE u (i int);"
+        "CREATE FUNCTION f(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS"
+        " $$ BEGIN IF EXISTS (SELECT FROM public.u) THEN RAISE 'not now'; END IF; RETURN $1; END $$;"
+        "CREATE INDEX ON t (f(i)); INSERT INTO t VALUES (1); INSERT INTO u VALUES (1);"
+    )
+    with pytest.raises(TemplateError) as caught:
+        workshop.build(source)
+    assert str(caught.value) == (
+        "pgsandbox: the template can't be sealed\n"
+        "  why: not now\n"
+        f"  looked at: local: {workshop.server.running.what}\n"
+        "  hint: its tables are frozen and analysed: does an index, or a function that one uses, fail?"
+    )
+
+
 def test_migrations_may_make_roles_grant_to_them_and_act_as_them(workshop: Workshop) -> None:
     """A role's maker acts as it at once in 16 and later; before that it must be made a member, by itself."""
     member = "GRANT app TO CURRENT_USER;" if workshop.server.version_num < 160000 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
@@ -20,6 +20,12 @@ WAL_SEGMENT = 1
 
 Progress = Callable[[str], None]
 """Told, in a few words, what a long step is doing."""
+
+
+class Notice(str):
+    """What a `Progress` is told that the user should see, even where nobody follows the progress: one line."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,22 +129,42 @@ class Engine(Protocol):
         """A server that accepts connections; raises PgsandboxError. Whatever happens, its supervisor ends it."""
         ...
 
-    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
+    def bake(
+        self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
+    ) -> dict[str, Any]:
         """End a server that was started to be baked, and give its cluster, stopped cleanly, as a seed for other starts.
 
         Its detail `layout` says what is in the cluster.
 
         A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
-        of it goes to `folder`, all under `name`. Raises PlaceError when it can't be written there, ServerError.
+        of it goes to `folder`, all under `name`. `note` is what is to be known of it elsewhere, no secret among it.
+        Raises PlaceError when it can't be written there, ServerError.
         """
         ...
 
-    def has_seed(self, seed: dict[str, Any]) -> bool:
-        """Whether `seed` is still there, as far as a look from outside tells."""
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """The cluster of a kept seed as a stream, for `adopt` on another machine. Raises PgsandboxError."""
+        ...
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """A seed to be kept, of what `export` gave elsewhere; `note` is what came along.
+
+        Nothing is left of it where reading `content` raises. Raises PgsandboxError.
+        """
+        ...
+
+    def damage(self, seed: dict[str, Any]) -> str | None:
+        """What is wrong with `seed`, as far as a look from outside tells; None if nothing is."""
         ...
 
     def forget_seed(self, seed: dict[str, Any]) -> None:
-        """Remove a seed; harmless when it is gone."""
+        """Remove a seed, as soon as nothing runs on it any more; harmless when it is gone."""
+        ...
+
+    def strays(self, folder: Path, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
+        """Seeds, by name, that were baked to be kept in `folder` and are none of `known`."""
         ...
 
     def grant(self, running: Running, seconds: float) -> None:

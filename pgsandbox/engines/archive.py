@@ -80,6 +80,37 @@ def pack(data: Path, to: Path, *, layout: Layout, leave_out: Sequence[str] = ())
     return {"size": proof.size, "crc": proof.crc}
 
 
+def content(seed: dict[str, Any]) -> Iterator[bytes]:
+    """What `pack` wrote, in pieces. Raises SeedError when it can't be read."""
+    try:
+        with Path(seed["archive"]).open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except OSError as problem:
+        raise SeedError("the kept template can't be read", why=problem.strerror) from problem
+
+
+def write(pieces: Iterable[bytes], to: Path) -> dict[str, Any]:
+    """Write an archive that was packed elsewhere to the file `to`, whole or not at all; what proves it whole.
+
+    Raises PlaceError when it can't be written, and what reading `pieces` raises.
+    """
+    fresh = to.with_name(f"{to.name}.{places.new_token()}")
+    crc = size = 0
+    try:
+        with fresh.open("xb") as file:
+            for piece in pieces:
+                crc = zlib.crc32(piece, crc)
+                size += file.write(piece)
+        fresh.replace(to)
+    except OSError as problem:
+        raise places.unusable(to.parent, problem) from problem
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+    return {"archive": str(to), "size": size, "crc": crc}
+
+
 class Unpacking:
     """An archive on its way into the folder `data`: at first what a start needs, the rest when it is asked for.
 

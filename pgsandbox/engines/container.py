@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -30,8 +32,11 @@ ASKED = "container.json"
 """The file in a server's folder that says that the daemon was asked for a container, and once it gave one, its id."""
 
 _SHM = 256 << 20
-_SEED = "/tmp/pgsandbox-seed"  # noqa: S108 -- inside the container, where every user may write
+SEED = "/tmp/pgsandbox-seed"  # noqa: S108 -- inside the container, where every user may write
 _IDLE = 2
+
+PASSWORD = "/tmp/pgsandbox-password"  # noqa: S105, S108 -- inside the container, where it is gone before that is baked
+_PASSWORD_FILE = "POSTGRES_PASSWORD_FILE"  # noqa: S105 -- a variable's name
 
 
 def start(
@@ -46,6 +51,8 @@ def start(
             write_record(order.folder / ASKED, {"id": None})  # asked for
             container: str = client.api.create_container(name=name, **parts)["Id"]
             write_record(order.folder / ASKED, {"id": container})
+            if _PASSWORD_FILE in parts["environment"]:
+                client.api.put_archive(container, "/", _file(PASSWORD, password))
             output = Output(client.api.attach(container, stdout=True, stderr=True, stream=True, logs=True))
             client.api.start(container)
         except docker.errors.APIError as problem:
@@ -58,6 +65,19 @@ def start(
         else:
             return container, output
     raise AssertionError("the second attempt returns or raises")
+
+
+def create_only(client: docker.DockerClient, image: str, *, name: str, order: Order) -> str:
+    """Create a container that is not to be started; its id. Raises SeedError when there is no such image."""
+    import docker
+
+    write_record(order.folder / ASKED, {"id": None})
+    try:
+        container: str = client.api.create_container(image, command=["true"], name=name, labels=_labels(order))["Id"]
+    except docker.errors.ImageNotFound as problem:
+        raise SeedError("the kept template has gone", why=f"somebody removed the image {image}") from problem
+    write_record(order.folder / ASKED, {"id": container})
+    return container
 
 
 def remove(client: docker.DockerClient, container: str) -> None:
@@ -140,21 +160,22 @@ def _parts(
     detail = choice.detail
     major = choice.major or DEFAULT_MAJOR
     initdb = ["--no-sync", f"--wal-segsize={WAL_SEGMENT}", *(["--no-data-checksums"] if major >= 18 else [])]
-    environ = {"PGDATA": detail["data"] if order.seeding is Seeding.NONE else _SEED}
+    environ = {"PGDATA": detail["data"] if order.seeding is Seeding.NONE else SEED}
     if order.seed is None:
         environ |= {
-            "POSTGRES_PASSWORD": password,
             "POSTGRES_USER": "postgres",
             "POSTGRES_DB": "postgres",
             "POSTGRES_HOST_AUTH_METHOD": "scram-sha-256",  # whatever the image says
             "POSTGRES_INITDB_ARGS": " ".join(initdb),
         }
+        # An image for ever says what the environment of the container was that it was made of.
+        environ |= {"POSTGRES_PASSWORD": password} if order.seeding is Seeding.NONE else {_PASSWORD_FILE: PASSWORD}
     else:  # nobody knows a password for the cluster yet; keep.sh sets this one, of which a verifier gives nothing away
         environ["PGSANDBOX_VERIFIER"] = scram.verifier(password)
     mounts = sorted({*detail["volumes"], *_covering(detail["data"], detail["volumes"])}) if tmpfs else []
     flags = [word for name, value in order.flags.items() for word in ("-c", f"{name}={value}")]
     keep = ["sh", "-c", _keep_script(), "pgsandbox", str(int(order.timeout) + 5), str(_IDLE)]
-    seed = [_SEED] if order.seed else [""]
+    seed = [SEED] if order.seed else [""]
     return {
         "image": order.seed["image"] if order.seed else choice.what,
         "entrypoint": [*keep, *seed, *detail["entrypoint"]],
@@ -187,6 +208,16 @@ def _covering(data: str, volumes: list[str]) -> Iterator[str]:
     """The mount point that puts `data` on a tmpfs: itself, unless one of the image's volumes is above it."""
     if not any(data == volume or data.startswith(volume.rstrip("/") + "/") for volume in volumes):
         yield data
+
+
+def _file(path: str, content: str) -> bytes:
+    """The file `path` with `content`, readable by all, as an archive."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as opened:
+        member = tarfile.TarInfo(path.lstrip("/"))
+        member.size, member.mode = len(content), 0o444
+        opened.addfile(member, io.BytesIO(content.encode()))
+    return archive.getvalue()
 
 
 def _keep_script() -> str:

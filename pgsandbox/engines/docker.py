@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import lease, places, scram
-from pgsandbox.engines import Choice, Layout, Order, Progress, Running, Seeding, container, daemon, supervised
+from pgsandbox.engines import (
+    Choice,
+    Layout,
+    Order,
+    Progress,
+    Running,
+    Seeding,
+    container,
+    daemon,
+    images,
+    registry,
+    supervised,
+)
 from pgsandbox.engines.container import LABEL_OWNER, LABEL_SERVER
 from pgsandbox.engines.topology import Topology, topology
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
@@ -20,8 +34,8 @@ if TYPE_CHECKING:
 
     from pgsandbox.settings import Settings
 
-_SEEDS, _KEPT = "pgsandbox-seed", "pgsandbox-template"
-"""Names of images: of one run, tagged with a server's token, and kept, tagged with a fingerprint."""
+_SEEDS = "pgsandbox-seed"
+"""The name of images for one run, tagged with a server's token."""
 
 _SEEDED = "seeded.json"
 """The file in a server's folder that says that the daemon was asked to make an image of its container."""
@@ -62,7 +76,7 @@ class DockerEngine:
             version=environ.get("PG_VERSION", "").partition("-")[0] or major or str(wanted),
             what=name,
             detail={
-                "id": image.id,
+                "content": _content(image.attrs),
                 "entrypoint": config.get("Entrypoint") or [],
                 "data": environ.get("PGDATA", "/var/lib/postgresql/data"),
                 "volumes": sorted(config.get("Volumes") or {}),
@@ -113,10 +127,13 @@ class DockerEngine:
             },
         )
 
-    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
-        """An image of the cluster of `running`, its server stopped cleanly; `folder` is not needed."""
+    def bake(
+        self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
+    ) -> dict[str, Any]:
+        """An image of the cluster of `running`, its server stopped cleanly; of `folder` only the name is needed."""
         is_kept = running.detail["is_kept"]
-        tag = f"{_KEPT}:{name}-{places.digest(str(folder))}" if is_kept else f"{_SEEDS}:{running.token}"
+        tag = images.tag_of(folder, name) if is_kept else f"{_SEEDS}:{running.token}"
+        labels = images.labels_of_kept(folder, note) if is_kept else {}
         with contextlib.closing(daemon.connect()) as client:
             id_ = running.detail["container"]
             if not is_kept:  # from here on an image may come to be, even if we don't live to see it
@@ -126,17 +143,50 @@ class DockerEngine:
                 raise ServerError(
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
                 )
-            repository, _, version = tag.partition(":")
-            # What the commit is not told, it takes over from the container: its password among others.
-            conf = {"Env": ["POSTGRES_PASSWORD="], "Entrypoint": [], "Cmd": []}
-            client.api.commit(id_, repository=repository, tag=version, conf=conf)
-            size = client.images.get(tag).attrs["Size"] - client.images.get(running.what).attrs["Size"]
+            images.commit(client, id_, tag, labels)
+            size = images.size_on(client, tag, running.what)
             container.remove(client, id_)
         if is_kept:
             supervised.end(Path(running.folder), timeout=timeout)
         return {"image": tag, "size": size}
 
-    def has_seed(self, seed: dict[str, Any]) -> bool:
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """The cluster's files: with the image that is under them, which every machine has, it would be far more."""
+        with contextlib.closing(daemon.connect()) as client, _helper(client, seed["image"], order) as helper:
+            yield from client.api.get_archive(helper, container.SEED)[0]
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """An image of the cluster's files on top of this machine's own copy of the same image."""
+        tag = images.tag_of(folder, name)
+        with contextlib.closing(daemon.connect()) as client, _helper(client, choice.what, order) as helper:
+            images.put(client, helper, content, str(Path(container.SEED).parent))
+            images.commit(client, helper, tag, images.labels_of_kept(folder, note))
+            return {"image": tag, "size": images.size_on(client, tag, choice.what)}
+
+    def push(self, seed: dict[str, Any], reference: str, progress: Progress) -> None:
+        """Push the image of a seed to `reference` in a registry. Raises EngineError."""
+        with contextlib.closing(daemon.connect()) as client:
+            registry.push(client, seed["image"], reference, progress)
+
+    @contextlib.contextmanager
+    def pulled(self, reference: str, progress: Progress) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The image that the registry has as `reference`, for the length of the block, and what it says of itself.
+
+        Raises EngineError when it can't be pulled.
+        """
+        with contextlib.closing(daemon.connect()) as client, registry.pulled(client, reference, progress) as id_:
+            yield id_, images.note_of(client, id_) or {}
+
+    def keep(self, image: str, choice: Choice, *, folder: Path, name: str) -> dict[str, Any]:
+        """A seed to be kept, of an image that is here already."""
+        tag = images.tag_of(folder, name)
+        with contextlib.closing(daemon.connect()) as client:
+            images.rename(client, image, tag)
+            return {"image": tag, "size": images.size_on(client, tag, choice.what)}
+
+    def damage(self, seed: dict[str, Any]) -> str | None:
         """Whether the daemon has the image."""
         import docker
 
@@ -144,15 +194,20 @@ class DockerEngine:
             try:
                 client.images.get(seed["image"])
             except docker.errors.ImageNotFound:
-                return False
-            return True
+                return f"somebody removed the image {seed['image']}"
+            return None
 
     def forget_seed(self, seed: dict[str, Any]) -> None:
-        """Remove the image; one that a container still runs on loses its name, and goes with the next clean-up."""
+        """Remove the image; one that a container still runs on gets another name, and goes with the next `strays`."""
         import docker
 
         with contextlib.closing(daemon.connect()) as client, contextlib.suppress(docker.errors.APIError):
-            client.api.remove_image(seed["image"], force=True)
+            images.retire(client, seed["image"])
+
+    def strays(self, folder: Path, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
+        """Images that were kept for `folder`, and that it does not know."""
+        with contextlib.closing(daemon.connect()) as client:
+            return [(key, {"image": tag}) for key, tag in images.strays(client, folder, known)]
 
     def complete(self, running: Running) -> None:
         """Nothing: a container does so by itself."""
@@ -176,7 +231,10 @@ class DockerEngine:
             client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
 
 
-_STOP = """\
+_STOP = f"""\
+rm -f {container.PASSWORD}
+"""
+_STOP += """\
 template=$1 spare=$2
 shift 2
 pid=$(head -n 1 "$PGDATA/postmaster.pid")
@@ -201,6 +259,25 @@ echo "$template $spare" >"$kept/names" &&
 def _stop(layout: Layout) -> list[str]:
     rest = (oid for oid in layout["late"] if oid != layout["template"])
     return ["sh", "-c", _STOP, "stop", *map(str, (layout["template"], layout["spare"], *rest))]
+
+
+@contextlib.contextmanager
+def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[str]:
+    """A container of `image` that is never started, for the sake of its files; it goes with this process."""
+    places.private(order.folder)
+    name = f"pgsandbox-{order.token}"
+    spec = {"engine": "docker", "container": name, "seed": f"{_SEEDS}:{order.token}"}
+    supervised.start_for(order, spec).detach()
+    try:
+        yield container.create_only(client, image, name=name, order=order)
+    finally:
+        supervised.end(order.folder, timeout=order.timeout)
+
+
+def _content(image: dict[str, Any]) -> str:
+    """What an image is made of: the same for all daemons, whatever they call it and wherever they got it from."""
+    config = {name: image["Config"].get(name) for name in ("Env", "Entrypoint", "Cmd", "User", "WorkingDir", "Volumes")}
+    return hashlib.sha256(json.dumps([image["RootFS"]["Layers"], config], sort_keys=True).encode()).hexdigest()
 
 
 def _address(
@@ -272,7 +349,8 @@ class DockerWard:
     def _remove_container(self) -> bool:
         found = self._find()
         if found is not None:
-            container.remove(self._docker(), found)
+            container.remove(self._docker(), found["Id"])
+            images.remove_if_retired(self._docker(), found["ImageID"])
         return found is not None
 
     def _remove_seed(self) -> bool:
@@ -286,10 +364,10 @@ class DockerWard:
             return False
         return True
 
-    def _find(self) -> str | None:
+    def _find(self) -> dict[str, Any] | None:
         label = f"{LABEL_SERVER}={self._token}"
         found = self._docker().api.containers(all=True, filters={"label": label})
-        return next((one["Id"] for one in found if container.is_server(one, self._token)), None)
+        return next((one for one in found if container.is_server(one, self._token)), None)
 
     def _docker(self) -> docker.DockerClient:
         if self._client is None:

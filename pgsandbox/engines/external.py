@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,16 +63,32 @@ class ExternalEngine:
             detail=choice.detail,
         )
 
-    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
+    def bake(
+        self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
+    ) -> dict[str, Any]:
         """Never asked for: an external server is always shared."""
         raise ServerError("a server that is not ours can't be copied")
 
-    def has_seed(self, seed: dict[str, Any]) -> bool:
-        """False: there are none."""
-        return False
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """Never asked for: there are no seeds."""
+        raise ServerError("a server that is not ours can't be copied")
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """Never asked for: there are no seeds."""
+        raise ServerError("a server that is not ours can't be copied")
+
+    def damage(self, seed: dict[str, Any]) -> str | None:
+        """There are none."""
+        return "it was kept of a server that is not ours"
 
     def forget_seed(self, seed: dict[str, Any]) -> None:
         """Nothing to forget."""
+
+    def strays(self, folder: Path, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
+        """None."""
+        return []
 
     def grant(self, running: Running, seconds: float) -> None:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import pwd
 import random
 import re
@@ -13,13 +14,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
 from pgsandbox.engines import WAL_SEGMENT, Choice, Layout, Order, Progress, Running, archive, kernel, supervised
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
+from pgsandbox.run import entries
 
 if TYPE_CHECKING:
     from pgsandbox.settings import Settings
@@ -44,7 +46,8 @@ class LocalEngine:
         from pgsandbox.engines import binaries
 
         found = binaries.find(settings.version)
-        return Choice(engine=self.name, version=found.version, what=str(found.folder), detail={"source": found.source})
+        detail = {"source": found.source, "content": _content(found.folder)}
+        return Choice(engine=self.name, version=found.version, what=str(found.folder), detail=detail)
 
     def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """A running server; raises ServerError, NotReadyError or PlaceError."""
@@ -82,22 +85,42 @@ class LocalEngine:
             detail={"template_follows": order.seed is not None},
         )
 
-    def bake(self, running: Running, *, folder: Path, name: str, timeout: float) -> dict[str, Any]:
+    def bake(
+        self, running: Running, *, folder: Path, name: str, note: dict[str, Any], timeout: float
+    ) -> dict[str, Any]:
         """The data folder of `running` as an archive: one file is read faster than a thousand, and is whole or not."""
-        archive = folder / f"{name}.tar"
-        whole = supervised.bake(Path(running.folder), archive, layout=running.detail["layout"], timeout=timeout)
+        file = folder / f"{name}.tar"
+        whole = supervised.bake(Path(running.folder), file, layout=running.detail["layout"], timeout=timeout)
         supervised.end(Path(running.folder), timeout=timeout)
-        return {"archive": str(archive), **whole}
+        return {"archive": str(file), **whole}
 
-    def has_seed(self, seed: dict[str, Any]) -> bool:
+    def export(self, seed: dict[str, Any], order: Order) -> Iterator[bytes]:
+        """The archive as it is."""
+        return archive.content(seed)
+
+    def adopt(
+        self, content: Iterator[bytes], note: dict[str, Any], choice: Choice, order: Order, *, folder: Path, name: str
+    ) -> dict[str, Any]:
+        """The archive, written to `folder`."""
+        return archive.write(content, folder / f"{name}.tar")
+
+    def damage(self, seed: dict[str, Any]) -> str | None:
         """Whether the archive has the size that it was written with."""
         with contextlib.suppress(OSError):
-            return bool(Path(seed["archive"]).stat().st_size == seed["size"])
-        return False
+            size = Path(seed["archive"]).stat().st_size
+            return None if size == seed["size"] else f"its archive has {size} bytes instead of {seed['size']}"
+        return "its archive has gone"
 
     def forget_seed(self, seed: dict[str, Any]) -> None:
-        """Remove the archive."""
-        Path(seed["archive"]).unlink(missing_ok=True)
+        """Remove the archive; a server that is just being started from it has it open."""
+        with contextlib.suppress(OSError):
+            Path(seed["archive"]).unlink()
+
+    def strays(self, folder: Path, known: set[str]) -> list[tuple[str, dict[str, Any]]]:
+        """Archives, half-written ones too, of which nobody knows."""
+        archives = [file for file in entries(folder) if file.is_file() and ".tar" in file.name]
+        whole = {f"{name}.tar" for name in known}
+        return [(file.name.partition(".")[0], {"archive": str(file)}) for file in archives if file.name not in whole]
 
     def grant(self, running: Running, seconds: float) -> None:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
@@ -353,6 +376,15 @@ class LocalWard:
                     os._exit(1)
 
         return before_exec
+
+
+def _content(binaries: Path) -> str:
+    """What tells builds of a version apart, wherever they are: a cluster serves only the build and C library it is of.
+
+    The library says in which order texts are, and so what is in an index.
+    """
+    library = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else platform.release()
+    return f"{(binaries / 'postgres').stat().st_size} bytes, {library}"
 
 
 def _unprivileged() -> pwd.struct_passwd | None:
