@@ -86,10 +86,11 @@ class DockerEngine:
     def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """A running server; raises ServerError, NotReadyError or EngineError."""
         name = f"pgsandbox-{order.token}"
-        spec = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
+        spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(daemon.connect()))
             where = topology(client)
+            spec["beside"] = where.network is not None
             stack.callback(supervised.start_for(order, spec).detach)
             progress(f"starting {choice.what}")
             password = scram.new_password()
@@ -304,6 +305,7 @@ class DockerWard:
         self._token: str = spec["token"]
         self._folder = Path(spec["folder"])
         self._seed: str | None = spec["seed"]
+        self._is_beside: bool = spec.get("beside", False)
         self._client: docker.DockerClient | None = None
         self._asked = 0.0
 
@@ -334,7 +336,12 @@ class DockerWard:
         return True
 
     def end(self) -> None:
-        """Nothing: to ask the daemon takes a while, and a container that nobody is connected to ends by itself."""
+        """Nothing, as a rule: to ask the daemon takes a while, and a container that nobody needs ends by itself.
+
+        One beside our own container goes now: their network may be removed next, and we with our container.
+        """
+        if self._is_beside:
+            self._remove_container()
 
     def remove(self) -> None:
         """Remove the container, with its volumes, and the seed that was made of it."""
