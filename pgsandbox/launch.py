@@ -217,6 +217,11 @@ class Launcher:
         )
         try:
             running = engines.named(self._choice.engine).start(self._choice, order, self._progress)
+        except PgsandboxError:  # there may be another attempt, for which nobody should wait at the end of this one
+            if held_by is None:
+                self.release()
+            supervised.end(folder, timeout=_END_TIMEOUT)
+            raise
         finally:
             self._discard_spare()  # it has a server now, or is of no use
         write_record(folder / RUNNING, running.to_record())

@@ -110,7 +110,12 @@ def find(name: str | None) -> Named:
 
 def down(name: str | None) -> str:
     """End the sandbox `name` of this project; its name. Raises NoSuchSandboxError, ServerError."""
-    found = find(name)
+    try:
+        found = find(name)
+    except NoSuchSandboxError as problem:
+        if others := [one.name for one in of_project()]:
+            problem.hint = f"end what there is with `pgsandbox down {others[0]}`, or all of it with --all"
+        raise
     _end(found)
     return found.name
 

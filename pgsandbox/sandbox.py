@@ -116,6 +116,11 @@ class Sandbox:
         return self._choice
 
     @property
+    def has_chosen(self) -> bool:
+        """Whether it is known by now which engine serves."""
+        return self._choice is not None
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """What the template is made of, as a name to keep it under; or why it can't be kept. Raises PgsandboxError."""
         if self._fingerprint is None:
@@ -164,7 +169,9 @@ class Sandbox:
     def prepare(self) -> None:
         """Start what all workers of the run share, so that none of them has to wait for it. Raises PgsandboxError."""
         steps.checked(self.settings.init, self.root)
-        if self._is_shared:
+        is_shared = self._is_shared
+        self._progress(f"{self.choice.engine}: {self.choice.what}")  # from here on there is something to end
+        if is_shared:
             self._server, self._facts = self._launcher.shared(workers=self.workers)
         else:
             self._launcher.seed()

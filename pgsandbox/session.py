@@ -24,6 +24,7 @@ RUN_VARIABLE = "_PGSANDBOX_RUN"
 """Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
 
 _JOIN_TIMEOUT = 30.0
+_LOOKING_TIMEOUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Session:
         self._exported: dict[str, str] = {}
         self._before: dict[str, str | None] = {}
         self._is_dirty = False
+        self._is_closing = False
         self._lowered = False
 
     # Start -----------------------------------------------------------------------------------------------------------
@@ -149,6 +151,8 @@ class Session:
 
         if isinstance(text, Notice):
             self.notes.notices.append(str(text))
+        if self._is_closing:  # the background's start goes no further
+            raise PgsandboxError("the run is over")
         self._progress(text)
 
     def announce(self, workers: int) -> None:
@@ -315,8 +319,13 @@ class Session:
             else:
                 os.environ[name] = value
         self._before = {}
+        self._is_closing = True
         if self._background is not None:
-            self._background.join(_JOIN_TIMEOUT)
+            # What it has begun to start must be known before it can be ended; while it looks for an engine, or pulls
+            # an image, there is nothing, and the next that it says is its last word.
+            is_looking = self._sandbox is not None and not self._sandbox.has_chosen
+            self._background.join(_LOOKING_TIMEOUT if is_looking else _JOIN_TIMEOUT)
+            self._background = None
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is None:
             return

@@ -253,10 +253,10 @@ def show_size(size: int) -> str:
 
 
 def show_age(since: float) -> str:
-    """How long ago the Unix time `since` was, in the largest whole unit: `2h`."""
+    """How long ago the Unix time `since` was, in the largest whole unit: `2h`; days from the second one on."""
     seconds = max(0, int(time.time() - since))
-    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    return next(f"{seconds // size}{unit}" for unit, size in units if seconds >= size or size == 1)
+    units = (("d", 86400, 2), ("h", 3600, 1), ("m", 60, 1), ("s", 1, 0))
+    return next(f"{seconds // size}{unit}" for unit, size, least in units if seconds >= size * least)
 
 
 def resolve(places: Iterable[Place], *, base: Settings | None = None) -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+
+from pgsandbox.cache import Cache
 
 TARGETS = ("docker-15", "docker-18", "local-15", "local-16", "local-17", "local-18")
 LEFT_DEADLINE = 5.0
@@ -88,10 +89,9 @@ def kept() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="pgsandbox-test-cache-"))
     folder.chmod(0o755)  # as the real one is: an unprivileged user's copies of binaries are in it
     yield folder
-    for record in folder.glob("templates-*/*.json"):
-        tag = json.loads(record.read_text())["seed"].get("image")
-        if tag:
-            subprocess.run(["docker", "image", "rm", "--force", tag], capture_output=True, check=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("_PGSANDBOX_CACHE", str(folder))
+        Cache().clear()
     shutil.rmtree(folder)
 
 
@@ -116,12 +116,14 @@ def runtime(kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own."""
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of this test's own, cleared afterwards: images are not in its folder."""
     folder = tmp_path / "cache"
     folder.mkdir(mode=0o755)
     monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
-    return folder
+    yield folder
+    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
+    Cache().clear()
 
 
 def left_behind(runtime: Path) -> list[str]:

@@ -177,6 +177,67 @@ def forwarded_unix(path: Path) -> Iterator[tuple[str, Forwarder]]:
         forwarder.close()
 
 
+class OwnDaemon:
+    """A Docker daemon that nobody else uses, killed and started again at will.
+
+    It lives in a network namespace of its own: a second daemon would meddle with the bridges and rules of the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.host = f"unix://{folder}/docker.sock"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        parts = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
+        flags = [f"--{name}={self._folder / part}" for name, part in parts.items()]
+        flags += [f"--host={self.host}", "--iptables=false", "--ip6tables=false"]
+        script = 'ip link set lo up && exec dockerd "$@"'
+        with (self._folder / "log").open("ab") as log:
+            command = [_UNSHARE, "--net", "sh", "-c", script, "sh", *flags]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while self.docker("version").returncode != 0:
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it, and its containers with it."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(30)
+
+    def docker(self, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        """Run Docker's own client with it."""
+        return subprocess.run(["docker", "--host", self.host, *words], capture_output=True, check=False, **more)
+
+    def python(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run our Python where the daemon's containers can be reached."""
+        assert self._process is not None
+        command = ["nsenter", f"--net=/proc/{self._process.pid}/ns/net", sys.executable, *words]
+        environ = {**os.environ, "DOCKER_HOST": self.host}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=60)
+
+
+@contextlib.contextmanager
+def own_daemon(image: str) -> Iterator[OwnDaemon]:
+    """A daemon for the length of the block that has `image`; skips the test where none can be started."""
+    if not all(map(shutil.which, ("dockerd", "ip", "nsenter"))):
+        pytest.skip("there is no dockerd here to start a second time")
+    if subprocess.run([_UNSHARE, "--net", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine allows no network of our own")
+    with tempfile.TemporaryDirectory(prefix="pgsandbox-test-") as name:
+        daemon = OwnDaemon(Path(name))
+        try:
+            daemon.start()
+            saved = subprocess.run(["docker", "save", image], capture_output=True, check=True)
+            assert daemon.docker("load", input=saved.stdout).returncode == 0
+            yield daemon
+        finally:
+            daemon.stop()
+
+
 def command_lines() -> str:
     """The command line of every process of this machine."""
     found = []

@@ -54,7 +54,6 @@ def test_what_has_not_changed_is_not_built_again(
     assert "sealing the template" in start(target, **watched)
     assert "sealing the template" not in start(target, **watched)
     assert builds(project) == 1
-    Cache().clear()
 
 
 def test_a_changed_file_under_watch_is_another_template(
@@ -174,34 +173,6 @@ def test_a_damaged_record_is_dropped(
         record.write_text('{"engine": "local"')
     start(some_target, **watched)
     assert builds(project) == 2
-
-
-@pytest.mark.docker
-def test_an_image_that_somebody_removed_is_built_anew(
-    project: Path, own_cache: Path, watched: dict[str, Any], start: Callable[..., list[str]]
-) -> None:
-    target = Target("docker", 15)
-    start(target, **watched)
-    [entry] = Cache().entries()
-    subprocess.run(["docker", "image", "rm", "--force", entry.seed["image"]], check=True, capture_output=True)
-    start(target, **watched)
-    assert builds(project) == 2
-    Cache().clear()
-
-
-def test_nobody_can_log_in_with_what_is_kept(target: Target, project: Path, own_cache: Path) -> None:
-    """Whoever gets hold of an archive or image finds no password in it, and no verifier to guess one from."""
-    for _ in range(2):
-        with Sandbox(root=project, **target.settings) as sandbox:
-            known = sandbox.server.execute("SELECT rolname FROM pg_authid WHERE rolpassword IS NOT NULL")
-            assert {name for (name,) in known} <= {"postgres"}, "what was made for this start"
-    [entry] = Cache().entries()
-    if target.engine == "docker":
-        inspect = ["docker", "image", "inspect", "--format", "{{json .Config.Env}}", entry.seed["image"]]
-        environ = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout
-        assert '"POSTGRES_PASSWORD="' in environ
-    Cache().clear()
-    assert Cache().entries() == []
 
 
 def test_the_least_recently_used_go_when_there_is_no_more_room(own_cache: Path) -> None:

@@ -6,14 +6,13 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 from conftest import Inner, Target
-from machine import needs_root, other_user, with_mounts
+from machine import needs_root, other_user, own_daemon, with_mounts
 
 from pgsandbox import Sandbox, cache, fingerprint
 from pgsandbox.cache import Cache
@@ -33,11 +32,10 @@ def test_it(pgsandbox_connection, number):
 
 
 @pytest.fixture
-def schema(project: Path, own_cache: Path) -> Iterator[Path]:
+def schema(project: Path, own_cache: Path) -> Path:
     """A project with a table, and a cache of its own."""
     (project / "schema.sql").write_text("CREATE TABLE t (i int)")
-    yield project
-    Cache().clear()
+    return project
 
 
 def notices(target: Target, root: Path, **settings: Any) -> list[str]:
@@ -60,10 +58,10 @@ def damage(archive: Path) -> None:
 # Where the user sees it -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [(), ("-n2",)], ids=["alone", "two-workers"])
 def test_a_run_says_once_that_its_template_was_damaged(
-    pytester: pytest.Pytester, inner: Inner, own_cache: Path, words: tuple[str, ...]
+    pytester: pytest.Pytester, inner: Inner, own_cache: Path
 ) -> None:
+    """Each of its workers finds that out by itself."""
     pytester.makefile(".sql", schema="CREATE TABLE t (i int)")
     pytester.makepyfile(TESTS)
     said = "the kept template is damaged (its checksum is another): it is built anew"
@@ -71,7 +69,7 @@ def test_a_run_says_once_that_its_template_was_damaged(
         if is_damaged:
             [archive] = own_cache.glob("*/*.tar")
             damage(archive)
-        done = inner("-q", "--pgsandbox-init=schema.sql", *words)
+        done = inner("-q", "--pgsandbox-init=schema.sql", "-n2")
         done.assert_outcomes(passed=4)
         assert done.stdout.str().count(said) == is_damaged, done.stdout.str()
 
@@ -206,7 +204,6 @@ def test_an_image_that_goes_after_we_looked_is_built_anew(schema: Path, monkeypa
     with contextlib.closing(docker.from_env()) as client:
         client.api.remove_image(entry.where)
     assert notices(DOCKER, schema) == [f"the kept template is damaged ({gone}): it is built anew"]
-    assert notices(DOCKER, schema) == []
 
 
 @pytest.mark.docker
@@ -222,6 +219,26 @@ def test_an_image_that_no_server_starts_from_is_built_anew(schema: Path) -> None
     assert said.startswith("no server starts from the kept template (")
     assert said.endswith("): it is built anew")
     assert notices(DOCKER, schema) == []
+
+
+@needs_root
+@pytest.mark.docker
+def test_a_daemon_that_was_restarted_still_has_what_is_kept(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in DOCKER.environ.items():
+        monkeypatch.setenv(name, value)
+    words = ("-m", "pgsandbox", "run", "--init", "schema.sql", "--", "true")
+    with own_daemon(DOCKER.settings["image"]) as daemon:
+        first = daemon.python(*words)
+        assert (first.returncode, "pgsandbox: schema.sql\n" in first.stderr) == (0, True), first.stderr
+        daemon.stop()
+        daemon.start()
+        second = daemon.python(*words)
+        assert (second.returncode, second.stderr) == (0, f"pgsandbox: starting {DOCKER.settings['image']}\n")
+        [entry] = Cache().entries()
+        left = daemon.docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.decode().split()
+        assert sorted(left) == sorted([DOCKER.settings["image"], entry.where])
+    with contextlib.closing(Sandbox(root=schema, init=["schema.sql"], **DOCKER.settings)) as sandbox:
+        assert sandbox.fingerprint.key == entry.key, "whichever daemon it is that has the image"
 
 
 # Two versions ---------------------------------------------------------------------------------------------------------

@@ -360,6 +360,8 @@ def test_what_does_not_run_is_not_found_and_the_message_says_what_does(project: 
         assert (done.returncode, done.stdout, done.stderr) == (5, "", message.format(what="none"))
     cli("up", "one")
     assert cli("url", "shop").stderr == message.format(what="only one")
+    hint = "  hint: end what there is with `pgsandbox down one`, or all of it with --all\n"
+    assert cli("down", "shop").stderr == message.format(what="only one").partition("  hint:")[0] + hint
     cli("down", "one")
 
 

@@ -35,7 +35,7 @@ def passwords(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def entry(target: Target, project: Path, own_cache: Path, passwords: list[str]) -> Iterator[Entry]:
+def entry(target: Target, project: Path, own_cache: Path, passwords: list[str]) -> Entry:
     """A template that was baked with steps of all kinds, in a server that wrote more than one file of WAL."""
     (project / "schema.sql").write_text(
         "CREATE TABLE t AS SELECT n, repeat('x', 100) FROM generate_series(1, 30000) n; CREATE EXTENSION pg_trgm;"
@@ -44,8 +44,7 @@ def entry(target: Target, project: Path, own_cache: Path, passwords: list[str]) 
     with Sandbox(root=project, **settings, **target.settings):
         pass
     [entry] = Cache().entries()
-    yield entry
-    Cache().clear()
+    return entry
 
 
 def members(archive: bytes, *, nested: bool = False) -> Iterator[tuple[str, bytes]]:

@@ -215,9 +215,9 @@ def test_an_engine_that_does_not_answer_keeps_nobody_from_sweeping_the_rest(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = leave_dead("in-docker", DOCKER)
-    local = leave_dead("local", settings)
     with monkeypatch.context() as without:
         without.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing")
+        local = leave_dead("local", settings)  # whose supervisor sweeps, too
         removed, trouble = named.prune()
         assert removed == [f"local server {local.name}", "run local"]
         [problem] = trouble
@@ -247,6 +247,21 @@ def test_the_image_of_a_dead_runs_seed_is_removed(runtime: Path) -> None:
     finally:
         for tag in tags:
             subprocess.run(["docker", "image", "rm", tag], capture_output=True, check=False)
+
+
+@pytest.mark.docker
+def test_an_image_that_never_got_its_name_is_removed_and_somebodys_is_not(runtime: Path) -> None:
+    """Of a daemon that was killed between commit and tag; who builds on an image of ours has its labels, too."""
+    labels = [f'LABEL pgsandbox.owner="{places.home_id()}"', f'LABEL pgsandbox.server="{places.new_token()}"']
+    changes = [word for label in labels for word in ("--change", label)]
+    container = docker("create", image(15))
+    ours = docker("commit", *changes, "--message", "pgsandbox", container)
+    somebodys = docker("commit", *changes, "--message", "mine", container)
+    docker("rm", "--volumes", container)
+    try:
+        assert named.prune() == ([f"image {ours}"], [])
+    finally:
+        docker("image", "rm", somebodys)
 
 
 def test_an_error_of_a_sweep_says_what_is_left(

@@ -394,10 +394,14 @@ def remove_orphans(client: docker.DockerClient) -> list[str]:
             removed.append(f"container pgsandbox-{token}")
     for image in client.api.images(filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
         token = image["Labels"].get(LABEL_SERVER, "")
-        if f"{_SEEDS}:{token}" in (image["RepoTags"] or []) and not _is_alive(token):
-            with contextlib.suppress(docker.errors.APIError):  # somebody's container uses it
-                client.api.remove_image(f"{_SEEDS}:{token}")
-                removed.append(f"image {_SEEDS}:{token}")
+        tags = [tag for tag in image["RepoTags"] or () if tag != "<none>:<none>"]
+        with contextlib.suppress(docker.errors.APIError):  # somebody's container uses it
+            # One without a name is of a daemon that was killed between commit and tag.
+            is_seed = f"{_SEEDS}:{token}" in tags or (not tags and images.is_ours(client, image["Id"]))
+            if is_seed and not _is_alive(token):
+                name = f"{_SEEDS}:{token}" if tags else image["Id"]
+                client.api.remove_image(name)
+                removed.append(f"image {name}")
     return removed
 
 

@@ -88,6 +88,11 @@ def note_of(client: docker.DockerClient, name: str) -> dict[str, Any] | None:
     return None
 
 
+def is_ours(client: docker.DockerClient, id_: str) -> bool:
+    """Whether it was us who made the image `id_`, and not somebody from one of ours."""
+    return client.images.get(id_).attrs.get("Comment") == _COMMENT
+
+
 def retire(client: docker.DockerClient, tag: str) -> None:
     """Remove the image `tag`, if there is one; while a container runs on it, it only gets another name.
 
@@ -104,6 +109,8 @@ def retire(client: docker.DockerClient, tag: str) -> None:
         except docker.errors.APIError as problem:
             if problem.status_code != 409:
                 raise
+            if tag == id_:  # it never had a name; whoever tidies up next tries again
+                return
             repository, _, version = tag.partition(":")
             other = f"{_retired(id_)}-{version.rpartition('-')[2]}"
             if version != other:
@@ -130,7 +137,7 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
             yield key, tag
     # A daemon that is killed between commit and tag leaves one without a name.
     for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}", "dangling": True}):
-        if client.images.get(image["Id"]).attrs.get("Comment") == _COMMENT:
+        if is_ours(client, image["Id"]):
             yield str((note_of(client, image["Id"]) or {}).get("key", "0")), image["Id"]
 
 
