@@ -492,6 +492,8 @@ def _print_report(report: dict[str, Any]) -> None:
     sizes = f"{show_size(cache['size'])} of {show_size(cache['limit'])}"
     click.echo(f"template: {report['template']['says']}")
     click.echo(f"cache: {count} template{'s' if count != 1 else ''}, {sizes}, in {cache['folder']}")
+    if report["clones"]:
+        click.echo(f"clones: {report['clones']}")
     for name, folder in report["folders"].items():
         click.echo(f"{name}: {folder}")
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox import engines, lease, places, template, tuning
+from pgsandbox import engines, lease, places, tuning
 from pgsandbox.cache import Cache, Entry
 from pgsandbox.engines import Choice, Notice, Order, Progress, Running, Seeding, supervised
 from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError
 from pgsandbox.run import Run, entries, write_record
-from pgsandbox.server import Server
-from pgsandbox.template import Facts
 
 if TYPE_CHECKING:
     from pgsandbox.fingerprint import Fingerprint
+    from pgsandbox.server import Server
     from pgsandbox.settings import Settings
+    from pgsandbox.template import Facts
 
 _END_TIMEOUT = 5.0
 
@@ -62,10 +63,11 @@ class Launcher:
 
         Raises PgsandboxError, in every process of the run the same.
         """
+        if (record := self._run.read("server")) is not None:
+            return _joined(record)
         with self._run.lock("server", timeout=self._patience):
-            record = self._run.read("server")
-            if record is not None:
-                return Server(Running.from_record(record["running"])), Facts.from_record(record["facts"])
+            if (record := self._run.read("server")) is not None:
+                return _joined(record)
             self._end_unfinished()
             try:
                 server, facts = self._start_shared(workers)
@@ -88,6 +90,9 @@ class Launcher:
 
         One that is no good, `instead_of`, is made anew. Raises PgsandboxError, in every process of the run the same.
         """
+        record = self._run.read("seed")
+        if record is not None and record != instead_of:
+            return record
         with self._run.lock("seed", timeout=self._patience):
             record = self._run.read("seed")
             if record is not None and record == instead_of:
@@ -144,7 +149,7 @@ class Launcher:
             self._progress(Notice(f"{said} ({_first_line(problem.why)}): it is built anew"))
             record = self.seed(instead_of=record)
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
-        return server, Facts.from_record(record["facts"])
+        return server, _facts(record["facts"])
 
     def _kept_seed(self) -> dict[str, Any]:
         """The seed from the cache, or made for it; where the cache can't be used, one for this run."""
@@ -174,12 +179,14 @@ class Launcher:
         server = self._launch(held_by=self._run.folder, workers=1, seeding=seeding)
         try:
             facts = self._build(server)
+            layout = server.make_spare()
             server.forget_password()
         finally:
             server.close()
         engine = engines.named(server.engine)
+        running = replace(server.running, detail={**server.running.detail, "layout": layout})
         note = {"key": name, "parts": self._mark.parts, "version": self._choice.version, "facts": facts.to_record()}
-        seed = engine.bake(server.running, folder=folder, name=name, note=note, timeout=self._settings.timeout)
+        seed = engine.bake(running, folder=folder, name=name, note=note, timeout=self._settings.timeout)
         return {"seed": seed, "facts": facts.to_record()}
 
     def _launch(
@@ -206,6 +213,7 @@ class Launcher:
             seed=seed,
             seeding=seeding,
             supervisor=self._spare,
+            meanwhile=_import_what_follows,
         )
         try:
             running = engines.named(self._choice.engine).start(self._choice, order, self._progress)
@@ -217,7 +225,7 @@ class Launcher:
         finally:
             self._discard_spare()  # it has a server now, or is of no use
         write_record(folder / RUNNING, running.to_record())
-        server = Server(running)
+        server = _server(running)
         server.connect()
         return server
 
@@ -226,6 +234,8 @@ class Launcher:
         supervised.end(*entries(self._run.folder / "servers"), timeout=_END_TIMEOUT)
 
     def _build(self, server: Server) -> Facts:
+        from pgsandbox import template
+
         return template.build(server, self._settings, self._root, self._progress)
 
     def _allow_roles(self, server: Server, *, allowed: bool) -> None:
@@ -237,6 +247,28 @@ class Launcher:
         if self._spare is not None:
             self._spare.detach()
             self._spare = None
+
+
+def _import_what_follows() -> None:
+    """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
+    import pgsandbox.isolation.clone
+    import pgsandbox.template  # noqa: F401
+
+
+def _joined(record: dict[str, Any]) -> tuple[Server, Facts]:
+    return _server(Running.from_record(record["running"])), _facts(record["facts"])
+
+
+def _server(running: Running) -> Server:
+    from pgsandbox.server import Server
+
+    return Server(running)
+
+
+def _facts(record: dict[str, Any]) -> Facts:
+    from pgsandbox.template import Facts
+
+    return Facts.from_record(record)
 
 
 def _first_line(text: str | None) -> str:

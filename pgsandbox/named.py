@@ -206,6 +206,8 @@ def prune() -> tuple[list[str], list[PgsandboxError]]:
 
 def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
     """Every setting and its origin, what each engine says, and which one would serve; as JSON data."""
+    from pgsandbox import server
+
     says: list[dict[str, str]] = []
     serves: Choice | None = None
     for name in ("external",) if settings.url else ("docker", "local"):
@@ -224,6 +226,7 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
         ],
         "engines": says,
         "serves": serves.engine if serves else "",
+        "clones": server.cloning(serves.engine, serves.major) if serves else "",
         "template": _template(settings, serves),
         "cache": _cache(settings),
         "folders": {"runtime folder": str(places.runtime_root()), "cache folder": str(places.cache_root())},

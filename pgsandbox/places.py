@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 import sys
 import tempfile
@@ -60,7 +59,7 @@ def home_id() -> str:
         file.unlink(missing_ok=True)  # damaged; an empty one would be the id of everything that has none
     if not file.exists():
         fresh = file.with_name(f"id.{new_token()}")
-        fresh.write_text(secrets.token_hex(16), encoding="ascii")
+        fresh.write_text(os.urandom(16).hex(), encoding="ascii")
         with contextlib.suppress(FileExistsError):
             os.link(fresh, file)  # the first one counts, whoever that is
         fresh.unlink()
@@ -131,7 +130,7 @@ def has_room(folder: Path) -> bool:
 
 def new_token() -> str:
     """Twelve random hexadecimal digits: a name that nobody can plant a file under."""
-    return secrets.token_hex(6)
+    return os.urandom(6).hex()  # `secrets` would do the same, and load half of OpenSSL for it
 
 
 def digest(*parts: str) -> str:

@@ -38,7 +38,7 @@ class Run:
         import filelock
 
         try:
-            with filelock.FileLock(self.folder / f"{name}.lock", timeout=timeout, poll_interval=0.02):
+            with filelock.FileLock(self.folder / f"{name}.lock", timeout=timeout, poll_interval=0.005):
                 yield
         except filelock.Timeout:
             raise NotReadyError(

@@ -9,14 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pgsandbox import connections, engines, places, scram, sources, steps, template, tuning
+from pgsandbox import connections, engines, places, scram, sources, steps, tuning
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.fingerprint import Fingerprint, fingerprint
-from pgsandbox.isolation.clone import CloneIsolation
-from pgsandbox.isolation.reset import ResetIsolation
-from pgsandbox.isolation.shared import Shared
 from pgsandbox.launch import Launcher, patience
 from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
@@ -24,7 +21,10 @@ from pgsandbox.settings import Place, Settings, resolve, show_duration
 if TYPE_CHECKING:
     from pgsandbox.cache import Entry
     from pgsandbox.isolation import Isolation
+    from pgsandbox.isolation.clone import CloneIsolation
+    from pgsandbox.isolation.reset import ResetIsolation
     from pgsandbox.server import Server
+    from pgsandbox.template import Facts
 
 NAMED = "named-"
 """Records of a run that begin so are what the command line finds by name."""
@@ -46,6 +46,9 @@ class Sandbox:
     processes that name the same `run` share its server and template; each gives itself a `worker` name, and
     `workers` says how many of them the server must have room for.
     """
+
+    _facts: Facts
+    """The template's; known once there is a server."""
 
     def __init__(
         self,
@@ -73,7 +76,6 @@ class Sandbox:
         self._run: Run | None = None
         self._choice: Choice | None = None
         self._server: Server | None = None
-        self._facts = template.Facts()
         self._fingerprint: Fingerprint | None = None
         self._launching: Launcher | None = None
         self._spare: supervised.Handle | None = None
@@ -100,16 +102,18 @@ class Sandbox:
         """The engine that serves and why; made once for all processes of the run. Raises EngineError."""
         if self._choice is None:
             run = self.join()
-            with run.lock("choice", timeout=patience(self.settings)):
-                record = run.read("choice")
-                if record is None:
-                    try:
-                        choice = engines.choose(self.settings, self._progress)
-                    except PgsandboxError as problem:
-                        run.fail("choice", problem)
-                        raise
-                    record = dataclasses.asdict(choice)
-                    run.write("choice", record)
+            record = run.read("choice")
+            if record is None:
+                with run.lock("choice", timeout=patience(self.settings)):
+                    record = run.read("choice")
+                    if record is None:
+                        try:
+                            choice = engines.choose(self.settings, self._progress)
+                        except PgsandboxError as problem:
+                            run.fail("choice", problem)
+                            raise
+                        record = dataclasses.asdict(choice)
+                        run.write("choice", record)
             self._choice = Choice(**record)
         return self._choice
 
@@ -214,11 +218,14 @@ class Sandbox:
     def stop(self, *, granted: bool = False) -> list[str]:
         """End every server of the run now, and close; what could not be ended, in words.
 
+        What is left of them, a container or a folder, is being removed when this returns: nobody has to wait for that.
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
         servers = entries(folder_of(self._run_id) / "servers")
         left = supervised.end(
-            *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()), timeout=_END_TIMEOUT
+            *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()),
+            timeout=_END_TIMEOUT,
+            removed=False,
         )
         self.close()
         return [f"the server {folder.name} did not end within {_END_TIMEOUT:g}s" for folder in left]
@@ -231,7 +238,7 @@ class Sandbox:
         `name` has letters, digits and underscores, and 30 characters at most. Raises PgsandboxError.
         """
         worker = self.worker if name is None else name
-        if worker in ("owner", "builder", "template"):
+        if worker in ("owner", "builder", "template", "spare"):
             raise UsageError(f"{worker!r} can't name a database", why="pgsandbox itself uses that name")
         if not re.fullmatch(r"[A-Za-z0-9_]{1,30}", worker):
             raise UsageError(f"{worker!r} can't name a database", hint="use up to 30 letters, digits and underscores")
@@ -344,11 +351,16 @@ class Sandbox:
             self.server.restore_login(name, password=password, budget=self.budget, superuser=superuser)
             self._facts.apply_to_login(self.server, name)
 
+        from pgsandbox.isolation.reset import ResetIsolation
+        from pgsandbox.isolation.shared import Shared
+
         is_alone = self.server.is_ours and (self.workers == 1 or not self._is_shared)
         shared = Shared(self.server, name, name, alone=is_alone, relogin=relogin)
         return ResetIsolation(clones, self.server, name, facts=self._facts, shared=shared)
 
     def _clones(self, name: str, login: str) -> CloneIsolation:
+        from pgsandbox.isolation.clone import CloneIsolation
+
         template_ = self.server.names.template
         return CloneIsolation(self.server, name, login=login, template=template_, facts=self._facts, budget=self.budget)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, sweep
-from pgsandbox.engines.supervised import BAKE, BAKED, GRANT, PID
+from pgsandbox.engines.supervised import BAKE, BAKED, ENDED, GRANT, PID
 from pgsandbox.errors import PgsandboxError, ServerError
 from pgsandbox.run import read_record, write_record
 
@@ -39,7 +39,7 @@ def main() -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    signals = _Signals(signal.SIGTERM, signal.SIGUSR1)
+    signals = _Signals(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     run_folder = _read_line()
     if run_folder is None:
         return
@@ -76,7 +76,10 @@ def _look_after(spec: dict[str, Any], signals: _Signals) -> None:
 
 
 class _Signals:
-    """What others ask of a supervisor: SIGTERM to end its server, SIGUSR1 to bake it. A wait ends when one comes."""
+    """What others ask of a supervisor: SIGTERM to end its server, SIGUSR1 to bake it, SIGUSR2 to complete it.
+
+    A wait ends when one comes.
+    """
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._came: set[int] = set()
@@ -126,6 +129,8 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> N
     while ward.alive() and not signals.take(signal.SIGTERM):
         if signals.take(signal.SIGUSR1):
             _bake(ward, folder)
+        if signals.take(signal.SIGUSR2):
+            ward.complete()
         now = time.monotonic()
         granted = _granted(folder)
         if lease.is_held(held) or (granted and ward.connected()):
@@ -138,7 +143,7 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> N
 def _bake(ward: engines.Ward, folder: Path) -> None:
     try:
         request = read_record(folder / BAKE) or {}
-        baked = ward.bake(Path(request["to"]))
+        baked = ward.bake(Path(request["to"]), request["layout"])
     except PgsandboxError as problem:
         baked = {"error": problem.to_record()}
     except Exception as problem:
@@ -156,6 +161,8 @@ def _granted(folder: Path) -> float:
 
 def _remove(ward: engines.Ward, folder: Path) -> None:
     with contextlib.suppress(Exception):  # what could not be removed is swept by the next start
+        ward.end()
+        (folder / ENDED).touch(mode=0o600)
         ward.remove()
         shutil.rmtree(folder, ignore_errors=True)
 

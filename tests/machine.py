@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import eventually
 from conftest import LEFT_DEADLINE, processes
 
-from pgsandbox import Sandbox
+from pgsandbox import Sandbox, lease
 
 needs_root = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root can do this to a Linux machine"
@@ -266,7 +267,10 @@ def running(*, root: Path | None = None, **settings: Any) -> Iterator[Sandbox]:
             if root is not None and before is not None:
                 os.environ["_PGSANDBOX_ROOT"] = before
             yield sandbox
+            server = Path(sandbox.server.running.folder) if sandbox.is_started else None
             assert sandbox.stop() == []
+        # What the test made to reach the engine by must not go before that has heard the last of it.
+        assert server is None or eventually(lambda: not lease.is_supervised(server))
     finally:
         if root is not None and before is not None:
             os.environ["_PGSANDBOX_ROOT"] = before

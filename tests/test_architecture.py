@@ -214,6 +214,29 @@ def test_the_plugin_loads_of_ours_only_settings_and_errors() -> None:
     ]
 
 
+def test_a_server_is_ordered_before_what_speaks_to_it_is_imported() -> None:
+    """The driver takes as long to import as PostgreSQL to start: one of them waits for nothing."""
+    found = loaded("pgsandbox.sandbox")["loaded"]
+    assert {"psycopg", "docker", "testcontainers", "filelock"}.isdisjoint(found)  # type: ignore[call-overload]
+
+
+def test_a_local_run_imports_nothing_of_docker(some_target: Target) -> None:
+    code = (
+        "import json, sys\nfrom pgsandbox import Sandbox\n"
+        "with Sandbox(**json.loads(sys.argv[1])) as sandbox:\n"
+        "    sandbox.database().connect().close()\n"
+        "    sandbox.stop()\n"
+        "print(*sorted({'docker', 'testcontainers', 'requests'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", code, json.dumps(some_target.settings)]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_supervisor_of_a_container_imports_neither_docker_nor_the_driver_until_it_ends() -> None:
+    found = loaded("pgsandbox.engines.docker")["loaded"]
+    assert {"psycopg", "docker", "testcontainers"}.isdisjoint(found)  # type: ignore[call-overload]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_supervisor_takes_our_modules_for_ours_alone(some_target: Target) -> None:
     """With the package's own folder on its path, `import errors` of any library would get ours."""

@@ -47,13 +47,16 @@ def entry(target: Target, project: Path, own_cache: Path, passwords: list[str]) 
     return entry
 
 
-def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
+def members(archive: bytes, *, nested: bool = False) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in an archive, and if `nested`, in archives that are in it."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         for member in opened:
             if member.isfile():
                 content = opened.extractfile(member)
                 assert content is not None
-                yield member.name, content.read()
+                yield member.name, (inside := content.read())
+                if nested and member.name.endswith(".tar"):
+                    yield from members(inside)
 
 
 def test_nothing_that_is_kept_holds_a_password_or_a_verifier(entry: Entry, passwords: list[str]) -> None:
@@ -65,7 +68,7 @@ def test_nothing_that_is_kept_holds_a_password_or_a_verifier(entry: Entry, passw
     said += record.read_text()
     names = {name for name, _ in files}
     assert [name for name in names if "pg_wal/0" in name], "the WAL is looked at, too"
-    assert [name for name in names if "/global/" in name], "and where roles are kept"
+    assert [name for name in names if "global/" in name], "and where roles are kept"
     assert not [name for name, content in files if VERIFIER.search(content)]
     assert passwords
     assert not [p for p in passwords if p in said or any(p.encode() in content for _, content in files)]
@@ -81,4 +84,4 @@ def look_into(image: str) -> tuple[str, list[tuple[str, bytes]]]:
         saved = dict(members(b"".join(client.images.get(image).save())))
     [manifest] = json.loads(saved["manifest.json"])
     said += saved[manifest["Config"]].decode()
-    return said, list(members(saved[manifest["Layers"][-1]]))
+    return said, list(members(saved[manifest["Layers"][-1]], nested=True))

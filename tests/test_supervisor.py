@@ -276,6 +276,35 @@ def test_one_that_does_not_end_is_named(tmp_path: Path) -> None:
     assert supervised.end(tmp_path, timeout=0.1) == []
 
 
+def test_the_end_of_a_server_does_not_wait_for_what_is_left_of_it_to_be_removed(tmp_path: Path) -> None:
+    mark = lease.supervise(tmp_path)
+    assert mark is not None
+    assert supervised.end(tmp_path, timeout=0.1, removed=False) == [tmp_path]
+    (tmp_path / supervised.ENDED).touch()
+    assert supervised.end(tmp_path, timeout=0.1, removed=False) == []
+    assert supervised.end(tmp_path, timeout=0.1) == [tmp_path]
+    mark.release()
+
+
+@pytest.mark.docker
+def test_nobody_waits_for_a_container_to_go_and_it_goes(runtime: Path) -> None:
+    with Sandbox(engine="docker", version=15, image=image(15)) as sandbox:
+        assert sandbox.server.execute("SELECT 1") == [(1,)]
+        [server] = (runtime / "runs").glob("*/servers/*")
+        assert sandbox.stop() == []
+        assert lease.is_supervised(server)
+    assert eventually(lambda: not left_behind(runtime))
+
+
+def test_when_the_end_of_a_local_server_is_said_its_process_is_gone(some_target: Target) -> None:
+    with Sandbox(**some_target.settings) as sandbox:
+        data = sandbox.server.running.socket
+        assert data is not None
+        postmaster = int((Path(data) / "postmaster.pid").read_text().splitlines()[0])
+        assert sandbox.stop() == []
+        assert is_gone(postmaster)
+
+
 def test_no_defunct_process_gathers_in_a_long_lived_program(some_target: Target) -> None:
     for _ in range(3):
         with Sandbox(**some_target.settings) as sandbox:

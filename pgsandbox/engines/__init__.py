@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from pgsandbox.errors import EngineError, PgsandboxError
 
@@ -47,6 +47,16 @@ class Choice:
         return int(head) if head.isdigit() else None
 
 
+class Layout(TypedDict):
+    """What a seed's databases are good for, by their oids, which are the names of their folders below `base`."""
+
+    template: int
+    spare: int
+    """A clone of the template, for the first worker: copied by files, and so the same byte for byte."""
+    late: list[int]
+    """Those that neither a start needs nor the first worker; the template is one of them."""
+
+
 class Seeding(enum.Enum):
     """What a server is started for: to be used, or to be baked, for this run or to be kept."""
 
@@ -75,6 +85,8 @@ class Order:
     """Whether this server is started to be baked."""
     supervisor: Handle | None = None
     """A supervisor that was started ahead and waits for a server."""
+    meanwhile: Callable[[], None] = lambda: None
+    """What the starter has to do anyway, to be called once while the server is starting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +134,8 @@ class Engine(Protocol):
     ) -> dict[str, Any]:
         """End a server that was started to be baked, and give its cluster, stopped cleanly, as a seed for other starts.
 
+        Its detail `layout` says what is in the cluster.
+
         A seed for one run lives as long as that; one to be kept (`Seeding.KEPT`) until `forget_seed`. What is a file
         of it goes to `folder`, all under `name`. `note` is what is to be known of it elsewhere, no secret among it.
         Raises PlaceError when it can't be written there, ServerError.
@@ -157,6 +171,10 @@ class Engine(Protocol):
         """Let the server live for `seconds` with nobody holding it and nobody connected."""
         ...
 
+    def complete(self, running: Running) -> None:
+        """Have what a start from a seed left out put in place: the template. Does not wait for it."""
+        ...
+
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines of the server's log."""
         ...
@@ -169,16 +187,24 @@ class Ward(Protocol):
         """Start what is the supervisor's own to start, reporting events to the starter."""
         ...
 
+    def complete(self) -> None:
+        """Put in place what a start from a seed left out. Never raises."""
+        ...
+
     def alive(self) -> bool:
         """Whether there is still something to look after."""
         ...
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Stop the server cleanly and pack its data into the file `to`; what proves that file whole."""
         ...
 
     def connected(self) -> bool:
         """Whether any client is connected, apart from leases; asked only while a granted time runs."""
+        ...
+
+    def end(self) -> None:
+        """End it as far as that takes no time; the rest is for `remove`."""
         ...
 
     def remove(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pgsandbox import lease, places, scram
 from pgsandbox.engines import (
     Choice,
+    Layout,
     Order,
     Progress,
     Running,
@@ -20,7 +21,6 @@ from pgsandbox.engines import (
     container,
     daemon,
     images,
-    ready,
     registry,
     supervised,
 )
@@ -86,17 +86,21 @@ class DockerEngine:
     def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """A running server; raises ServerError, NotReadyError or EngineError."""
         name = f"pgsandbox-{order.token}"
-        spec = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
+        spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(daemon.connect()))
             where = topology(client)
-            with contextlib.suppress(PgsandboxError):  # what is left of others is no reason not to start
-                remove_orphans(client)
+            spec["beside"] = where.network is not None
             stack.callback(supervised.start_for(order, spec).detach)
             progress(f"starting {choice.what}")
             password = scram.new_password()
             id_, output = container.start(client, name=name, choice=choice, order=order, password=password, where=where)
             stack.callback(output.close)
+            order.meanwhile()
+            with contextlib.suppress(PgsandboxError):  # what is left of others is no reason not to start
+                remove_orphans(client)
+            from pgsandbox.engines import ready
+
             host, port = _address(client, id_, where, output, choice)
             password, version = ready.wait_and_rekey(
                 host=host,
@@ -116,7 +120,12 @@ class DockerEngine:
             host=host,
             port=port,
             password=password,
-            detail={"container": id_, "name": name, "is_kept": order.seeding is Seeding.KEPT},
+            detail={
+                "container": id_,
+                "name": name,
+                "is_kept": order.seeding is Seeding.KEPT,
+                "template_follows": order.seed is not None,
+            },
         )
 
     def bake(
@@ -130,7 +139,7 @@ class DockerEngine:
             id_ = running.detail["container"]
             if not is_kept:  # from here on an image may come to be, even if we don't live to see it
                 write_record(Path(running.folder) / _SEEDED, {})
-            done = client.api.exec_start(client.api.exec_create(id_, ["sh", "-c", _STOP])["Id"])
+            done = client.api.exec_start(client.api.exec_create(id_, _stop(running.detail["layout"]))["Id"])
             if b"clean" not in done:
                 raise ServerError(
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
@@ -201,6 +210,9 @@ class DockerEngine:
         with contextlib.closing(daemon.connect()) as client:
             return [(key, {"image": tag}) for key, tag in images.strays(client, folder, known)]
 
+    def complete(self, running: Running) -> None:
+        """Nothing: a container does so by itself."""
+
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines that the container printed."""
         import docker
@@ -224,15 +236,30 @@ _STOP = f"""\
 rm -f {container.PASSWORD}
 """
 _STOP += """\
+template=$1 spare=$2
+shift 2
 pid=$(head -n 1 "$PGDATA/postmaster.pid")
 : >/dev/shm/pgsandbox-hold
 kill -INT "$pid"
 while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
-[ -e "$PGDATA/postmaster.pid" ] || echo clean
+[ ! -e "$PGDATA/postmaster.pid" ] || exit
 # Of the WAL, a stopped cluster needs the file that its last checkpoint is in.
 wal=$(pg_controldata "$PGDATA" | sed -n 's/.*REDO WAL file: *//p')
 [ -z "$wal" ] || find "$PGDATA/pg_wal" -maxdepth 1 -type f ! -name "$wal" -exec rm {} +
+# Three archives, for keep.sh: what a start needs, what it does not, and the template, which is its spare clone as well.
+kept=$PGDATA-kept
+mkdir "$kept" && cd "$PGDATA/base" || exit
+if diff -r "$template" "$spare" >/dev/null 2>&1; then rm -r "$spare"; else set -- "$spare" "$@" && spare=; fi
+echo "$template $spare" >"$kept/names" &&
+    tar -C "$template" -cf "$kept/template.tar" . && rm -r "$template" &&
+    tar -cf "$kept/rest.tar" "$@" && rm -r "$@" &&
+    tar -C "$PGDATA" -cf "$kept/start.tar" . && cd / && rm -r "$PGDATA" && mv "$kept" "$PGDATA" && echo clean
 """
+
+
+def _stop(layout: Layout) -> list[str]:
+    rest = (oid for oid in layout["late"] if oid != layout["template"])
+    return ["sh", "-c", _STOP, "stop", *map(str, (layout["template"], layout["spare"], *rest))]
 
 
 @contextlib.contextmanager
@@ -278,11 +305,15 @@ class DockerWard:
         self._token: str = spec["token"]
         self._folder = Path(spec["folder"])
         self._seed: str | None = spec["seed"]
+        self._is_beside: bool = spec.get("beside", False)
         self._client: docker.DockerClient | None = None
         self._asked = 0.0
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Nothing: the container is created by the starter, since that may take the user's credentials."""
+
+    def complete(self) -> None:
+        """Nothing is left for later."""
 
     def alive(self) -> bool:
         """True until a container that was granted time has ended; the others are held by leases."""
@@ -296,13 +327,21 @@ class DockerWard:
         except Exception:
             return True
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Never asked for: baking is a matter between the starter and the daemon."""
         raise ServerError("a container is baked by its starter")
 
     def connected(self) -> bool:
         """True: a container watches its own connections, and ends itself."""
         return True
+
+    def end(self) -> None:
+        """Nothing, as a rule: to ask the daemon takes a while, and a container that nobody needs ends by itself.
+
+        One beside our own container goes now: their network may be removed next, and we with our container.
+        """
+        if self._is_beside:
+            self._remove_container()
 
     def remove(self) -> None:
         """Remove the container, with its volumes, and the seed that was made of it."""

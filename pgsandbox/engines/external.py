@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.engines import Choice, Order, Progress, Running, ready, supervised
+from pgsandbox.engines import Choice, Layout, Order, Progress, Running, ready, supervised
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
 
 if TYPE_CHECKING:
@@ -94,6 +94,9 @@ class ExternalEngine:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
         supervised.grant(Path(running.folder), seconds)
 
+    def complete(self, running: Running) -> None:
+        """Nothing: it is not ours."""
+
     def logs(self, running: Running, lines: int) -> str:
         """Raises ServerError: the log belongs to the server's owner."""
         raise ServerError(f"the log of {running.what} is not ours to read")
@@ -109,11 +112,14 @@ class ExternalWard:
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
         """Nothing to start."""
 
+    def complete(self) -> None:
+        """Nothing is left for later."""
+
     def alive(self) -> bool:
         """True: the server is not ours to watch."""
         return True
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Never asked for."""
         raise ServerError("a server that is not ours can't be copied")
 
@@ -125,6 +131,9 @@ class ExternalWard:
             found = connection.execute("SELECT 1 FROM pg_stat_activity WHERE datname LIKE %s LIMIT 1", [self._pattern])
             return found.fetchone() is not None
         return False
+
+    def end(self) -> None:
+        """Nothing: the server goes on."""
 
     def remove(self) -> None:
         """Drop the databases and roles of this run, by their prefix."""

@@ -3,12 +3,15 @@
 #
 #   $1  seconds that it may take until the first connection
 #   $2  seconds that it may live with nobody connected after that; the file $grant overrides it
-#   $3  a folder with a ready cluster to start from a copy of, or nothing
+#   $3  a folder with the archives of a ready cluster to start from, or nothing
 #   $4… the image's entrypoint and command
 first=$1 idle=$2 seed=$3 grant=/dev/shm/pgsandbox-grant hold=/dev/shm/pgsandbox-hold
 shift 3
 
-[ -z "$seed" ] || { mkdir -p "$PGDATA" && cp -a "$seed/." "$PGDATA/"; } || exit 1
+unpack() {
+    mkdir -p "$2" && tar -xf "$seed/$1.tar" -C "$2"
+}
+[ -z "$seed" ] || unpack start "$PGDATA" || exit 1
 
 "$@" &
 server=$!
@@ -20,7 +23,18 @@ give_password() {
         sleep 0.02
     done
 }
-[ -z "$PGSANDBOX_VERIFIER" ] || give_password &
+
+# What PostgreSQL starts without comes while it does, before anybody can ask for it; the template, which is only needed
+# where there has to be one more clone, even later.
+complete() {
+    read -r template spare <"$seed/names"
+    unpack rest "$PGDATA/base" || return
+    [ -z "$spare" ] || unpack template "$PGDATA/base/$spare" || return
+    give_password
+    said=$(unpack template "$PGDATA/base/$template" 2>&1) && said=whole
+    echo "${said:-tar failed}" >"$PGDATA/pgsandbox.whole"
+}
+[ -z "$seed" ] || complete || kill -INT "$server" &
 trap 'kill -INT "$server" 2>/dev/null' INT TERM
 
 # An established connection to port 5432 is state 01 of local address …:1538 in the kernel's own table.

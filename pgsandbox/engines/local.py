@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
-from pgsandbox.engines import WAL_SEGMENT, Choice, Order, Progress, Running, archive, kernel, supervised
+from pgsandbox.engines import WAL_SEGMENT, Choice, Layout, Order, Progress, Running, archive, kernel, supervised
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
 from pgsandbox.run import entries
 
@@ -69,6 +69,7 @@ class LocalEngine:
         }
         handle = supervised.start_for(order, spec)
         try:
+            order.meanwhile()
             ready = handle.wait_for("ready", timeout=order.timeout, on=progress)
         finally:
             handle.detach()
@@ -81,6 +82,7 @@ class LocalEngine:
             host="127.0.0.1",
             port=ready["port"],
             socket=str(data),
+            detail={"template_follows": order.seed is not None},
         )
 
     def bake(
@@ -88,7 +90,7 @@ class LocalEngine:
     ) -> dict[str, Any]:
         """The data folder of `running` as an archive: one file is read faster than a thousand, and is whole or not."""
         file = folder / f"{name}.tar"
-        whole = supervised.bake(Path(running.folder), file, timeout=timeout)
+        whole = supervised.bake(Path(running.folder), file, layout=running.detail["layout"], timeout=timeout)
         supervised.end(Path(running.folder), timeout=timeout)
         return {"archive": str(file), **whole}
 
@@ -124,6 +126,10 @@ class LocalEngine:
         """Let the server's supervisor wait for `seconds` with nobody holding it and nobody connected."""
         supervised.grant(Path(running.folder), seconds)
 
+    def complete(self, running: Running) -> None:
+        """Have the server's supervisor unpack the template."""
+        supervised.complete(Path(running.folder))
+
     def logs(self, running: Running, lines: int) -> str:
         """The last `lines` lines of the server's log."""
         return _tail(Path(running.folder) / _LOG, lines)
@@ -143,6 +149,7 @@ class LocalWard:
         self._seed: dict[str, Any] | None = spec["seed"]
         self._process: subprocess.Popen[bytes] | None = None
         self._is_baked = False
+        self._cluster: archive.Unpacking | None = None
         self._port = 0
 
     def begin(self, report: Callable[[dict[str, Any]], None]) -> None:
@@ -151,19 +158,36 @@ class LocalWard:
         if self._seed is None:
             report({"event": "making the cluster"})
             self._initdb()
+            self._write_access()
+            report({"event": "starting PostgreSQL"})
+            self._launch()
+            self._wait_until_ready()
+            report({"event": "ready", "port": self._port})
         else:
-            report({"event": "unpacking the cluster"})
-            archive.unpack(self._seed, self._data, become=self._become(signal.SIGKILL))
+            report({"event": "starting PostgreSQL from a kept cluster"})
+            self._begin_from(self._seed, report)
+
+    def _begin_from(self, seed: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+        owner = (self._account.pw_uid, self._account.pw_gid) if self._account else None
+        self._cluster = archive.Unpacking(seed, self._data, owner=owner)
         self._write_access()
-        report({"event": "starting PostgreSQL"})
         self._launch()
+        self._cluster.rest()
+        self._wait_until_ready()
         report({"event": "ready", "port": self._port})
+
+    def complete(self) -> None:
+        """Unpack the template, too."""
+        if self._cluster is not None:
+            self._cluster.template()
+            self._cluster.close()
+            self._cluster = None
 
     def alive(self) -> bool:
         """Whether the server's process runs."""
         return self._is_baked or (self._process is not None and self._process.poll() is None)
 
-    def bake(self, to: Path) -> dict[str, Any]:
+    def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Stop the server and pack its data folder into the file `to`; the folder stays until `remove`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)  # fast shutdown: manual, chapter 18.5
@@ -174,7 +198,7 @@ class LocalWard:
             raise NotReadyError("PostgreSQL did not stop in time", hint="raise the setting timeout") from None
         if code != 0:
             raise _failed("PostgreSQL did not stop cleanly", _tail(self._folder / _LOG, 8), self._data)
-        return archive.pack(self._data, to, leave_out=self._needless_wal())
+        return archive.pack(self._data, to, layout=layout, leave_out=self._needless_wal())
 
     def _needless_wal(self) -> list[str]:
         """WAL files that a stopped cluster does not need: all but the one that its last checkpoint is in."""
@@ -185,18 +209,22 @@ class LocalWard:
         if needed is None:
             return []
         wal = (file.name for file in (self._data / "pg_wal").iterdir() if file.is_file())
-        return [f"./pg_wal/{name}" for name in wal if name != needed[1]]
+        return [f"pg_wal/{name}" for name in wal if name != needed[1]]
 
     def connected(self) -> bool:
         """Whether the kernel knows an established connection to the server, over TCP or its unix socket."""
         return kernel.is_connected(self._process.pid if self._process else 0, self._data, self._port)
 
-    def remove(self) -> None:
-        """End the server at once (nothing in it is worth saving) and remove its data."""
+    def end(self) -> None:
+        """End the server at once: nothing in it is worth saving."""
         if self._process is not None:
             kernel.end(self._process)
         else:
             kernel.end_leftover(self._data)
+
+    def remove(self) -> None:
+        """End the server and remove its data."""
+        self.end()
         deadline = time.monotonic() + _STOP_TIMEOUT
         while self._data.exists() and time.monotonic() < deadline:  # a killed initdb's child may be writing still
             shutil.rmtree(self._data, ignore_errors=True)
@@ -266,28 +294,31 @@ class LocalWard:
         )
 
     def _launch(self) -> None:
+        self._port = _free_port()
+        log = _open_log(self._folder / _LOG)
+        try:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                cwd=self._data,
+                process_group=0,
+                preexec_fn=self._become(signal.SIGQUIT),  # noqa: PLW1509 -- the supervisor has one thread
+            )
+        finally:
+            os.close(log)
+
+    def _wait_until_ready(self) -> None:
         for _ in range(_PORT_ATTEMPTS):
-            self._port = _free_port()
-            log = _open_log(self._folder / _LOG)
-            try:
-                self._process = subprocess.Popen(
-                    self._command(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=self._environment(),
-                    cwd=self._data,
-                    process_group=0,
-                    preexec_fn=self._become(signal.SIGQUIT),  # noqa: PLW1509 -- the supervisor has one thread
-                )
-            finally:
-                os.close(log)
             if self._is_ready():
                 return
             tail = _tail(self._folder / _LOG, 20)
             if "Address already in use" not in tail:
                 hint = "look at the setting options if the log complains of a parameter"
                 raise _failed("PostgreSQL ended while it was starting", _last(tail, 8), self._data, hint)
+            self._launch()
         raise ServerError("no free port was found", looked_at=(f"{_PORTS.start} to {_PORTS.stop - 1}",))
 
     def _command(self) -> list[str]:

@@ -19,13 +19,16 @@ from pgsandbox.errors import NotReadyError, PgsandboxError, ServerError
 from pgsandbox.run import read_record, write_record
 
 if TYPE_CHECKING:
-    from pgsandbox.engines import Order
+    from pgsandbox.engines import Layout, Order
 
 GRANT = "grant"
 """The file in a server's folder with the seconds that it may live unheld."""
 
 BAKE, BAKED = "bake.json", "baked.json"
 """The files in a server's folder that say where its cluster is to be packed to, and that it was."""
+
+ENDED = "ended"
+"""The file in a server's folder that says that nobody can use it any more; what is left of it is being removed."""
 
 PID = "supervisor.json"
 """The file in a server's folder with its supervisor's pid; a name and nothing more: `lease` says if it lives."""
@@ -142,28 +145,29 @@ def start_for(order: Order, spec: dict[str, Any]) -> Handle:
     return handle
 
 
-def end(*folders: Path, timeout: float) -> list[Path]:
+def end(*folders: Path, timeout: float, removed: bool = True) -> list[Path]:
     """Ask the supervisors of `folders` to remove their servers now; those that have not within `timeout` seconds.
 
+    With `removed` false only until they have `ENDED`: their supervisors see to the rest by themselves.
     All are asked before any is waited for: a seed can't be removed before the servers that were started from it.
     """
     deadline = time.monotonic() + timeout
     alive, asked = list(folders), set[Path]()
-    while alive := [folder for folder in alive if lease.is_supervised(folder)]:
+    while alive := [one for one in alive if lease.is_supervised(one) and (removed or not (one / ENDED).exists())]:
         if time.monotonic() >= deadline:
             break
         # One that has just begun has not said its pid yet.
         asked |= {folder for folder in alive if folder not in asked and _signal(folder, signal.SIGTERM)}
-        time.sleep(0.01)
+        time.sleep(0.002)
     return alive
 
 
-def bake(folder: Path, to: Path, *, timeout: float) -> dict[str, Any]:
+def bake(folder: Path, to: Path, *, layout: Layout, timeout: float) -> dict[str, Any]:
     """Have the supervisor of `folder` stop its server cleanly and pack the data into the file `to`; its checksum.
 
     Raises PlaceError when the file can't be written, ServerError.
     """
-    write_record(folder / BAKE, {"to": str(to)})
+    write_record(folder / BAKE, {"to": str(to), "layout": layout})
     _signal(folder, signal.SIGUSR1)
     deadline = time.monotonic() + timeout
     while (record := read_record(folder / BAKED)) is None:
@@ -173,6 +177,11 @@ def bake(folder: Path, to: Path, *, timeout: float) -> dict[str, Any]:
     if "error" in record:
         raise PgsandboxError.from_record(record["error"])
     return record
+
+
+def complete(folder: Path) -> None:
+    """Have the supervisor of `folder` put in place what a start from a seed left out; does not wait for it."""
+    _signal(folder, signal.SIGUSR2)
 
 
 def _signal(folder: Path, number: signal.Signals) -> bool:

@@ -29,7 +29,10 @@ class CloneIsolation:
 
     def create(self) -> None:
         """Make the database for the first time."""
-        self._clone(self.baseline)
+        if self._server.take_spare(self._name, limit=limit_with_ours(self._budget)):
+            self._facts.apply(self._server, self._name, self._login)
+        else:
+            self._clone(self.baseline)
 
     def reset(self) -> None:
         """Make it anew from its baseline. Whoever was connected is cut off."""

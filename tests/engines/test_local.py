@@ -16,6 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from children import eventually
 from conftest import Target
 from machine import OtherUser, needs_root, other_user, own_address, running, with_mounts
 
@@ -189,7 +190,7 @@ def test_a_long_path_is_no_hindrance(some_target: Target) -> None:
         assert done.returncode == 0, done.stderr
         data = json.loads(done.stdout)["data"]
         assert not data.startswith(str(user.home))
-        assert not Path(data).exists()
+        assert eventually(lambda: not Path(data).exists())
 
 
 @needs_root
@@ -208,7 +209,7 @@ def test_where_even_the_temporary_folder_has_a_long_path_tmp_is_taken(some_targe
         found = json.loads(done.stdout)
         assert found["data"].startswith("/tmp/pgsandbox-")
         assert (found["uid"], found["mode"]) == (user.uid, "0o700")
-        assert not Path(found["data"]).exists()
+        assert eventually(lambda: not Path(found["data"]).exists())
 
 
 @needs_root
@@ -325,7 +326,7 @@ def test_a_port_that_somebody_takes_first_is_given_up_for_another(
         finally:
             one.remove()
         assert not one.alive()
-        assert not data.exists()
+        assert eventually(lambda: not data.exists())
 
 
 def test_ports_are_below_those_of_outgoing_connections() -> None:
