@@ -231,9 +231,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     Not `tryfirst`: that is where tests are skipped, and a skipped test needs no database.
     """
+    session = session_of(item.config)
     with _in_words():
-        session_of(item.config).check_environment()
-    if _wants_database(item) and not item.config.option.setupplan:
+        session.check_environment()
+    session.isolates = _wants_database(item) and not item.config.option.setupplan
+    if session.isolates:
         with _in_words():
             _begin_test(item)
 
@@ -279,10 +281,11 @@ def pytest_fixture_setup(
 
     fixturedef.addfinalizer(give_back)  # the first to be added is the last to run
     with _in_words():
-        session.begin_fixture()
+        may_move = session.begin_fixture()
     result = yield
-    with _in_words():
-        moved.append(session.settle_fixture(fixturedef.argname))
+    if may_move:
+        with _in_words():
+            moved.append(session.settle_fixture(fixturedef.argname))
     return result
 
 

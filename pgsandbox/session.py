@@ -129,6 +129,8 @@ class Session:
         self._last: str | None = None
         self._is_closing = False
         self._lowered = False
+        self.isolates = False
+        """Whether the test that is running is isolated."""
 
     # Start -----------------------------------------------------------------------------------------------------------
 
@@ -286,10 +288,17 @@ class Session:
 
     # Fixtures --------------------------------------------------------------------------------------------------------
 
-    def begin_fixture(self) -> None:
-        """Be at the baseline before a fixture that several tests share is set up. Raises PgsandboxError."""
+    def begin_fixture(self) -> bool:
+        """Be at the baseline before a fixture that several tests share is set up; whether that is so.
+
+        For a test that is not isolated the database stays as it is: those before it may have left there what it needs.
+        Raises PgsandboxError.
+        """
         if self._is_dirty and self._moves_baselines:
+            if not self.isolates:
+                return self.database.isolation.is_untouched()
             self._clean(self.database)
+        return True
 
     def settle_fixture(self, name: str) -> Any:
         """Make what the fixture `name` has just loaded part of the baseline; what `return_fixture` takes."""

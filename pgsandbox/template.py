@@ -262,6 +262,9 @@ class _Unresettable:
     def remake(self) -> None:
         raise TemplateError("the template can't be reset while it is built")
 
+    def is_untouched(self) -> bool:
+        return False
+
     def move_baseline(self, *, if_changed: bool = False) -> None:
         raise TemplateError("the template has no baseline while it is built")
 

@@ -36,6 +36,10 @@ class Isolation(Protocol):
         """Make the database anew at its baseline, whatever else could be done."""
         ...
 
+    def is_untouched(self) -> bool:
+        """Whether nothing was written since the baseline; False also where that can't be told."""
+        ...
+
     def move_baseline(self, *, if_changed: bool = False) -> Any:
         """Make the present state the baseline; what to give to `return_baseline`.
 

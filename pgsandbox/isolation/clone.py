@@ -42,6 +42,10 @@ class CloneIsolation:
         """The same."""
         self.reset()
 
+    def is_untouched(self) -> bool:
+        """False: nobody has looked."""
+        return False
+
     def move_baseline(self, *, if_changed: bool = False) -> str | None:
         """Make a copy of the database as it is now the baseline; what the baseline was before. Cuts connections.
 

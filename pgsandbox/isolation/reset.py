@@ -129,17 +129,20 @@ class ResetIsolation:
 
     # Baselines -------------------------------------------------------------------------------------------------------
 
+    def is_untouched(self) -> bool:
+        """Whether nothing was written since the baseline, and nobody has a transaction open."""
+        if self._unwatched is not None:
+            return False
+        look = self._watch.look()
+        return not look.busy and self._watch.is_untouched(look)
+
     def move_baseline(self, *, if_changed: bool = False) -> Level | None:
         """Make the present state the baseline. Rows and sequences are kept aside, anything else is a copy, which cuts.
 
         With `if_changed` None, and nothing done, where it is the baseline already or somebody has a transaction open.
         """
-        if if_changed and self._unwatched is not None:
+        if if_changed and (self._unwatched is not None or self._watch.look().busy or self.is_untouched()):
             return None
-        if if_changed:
-            look = self._watch.look()
-            if look.busy or (self._watch.is_untouched(look)):
-                return None
         try:
             level = self._level_of_rows()
         except (NotProvenError, psycopg.Error, NotReadyError) as reason:

@@ -58,6 +58,10 @@ class VerifiedIsolation:
         self._inner.remake()
         self._compare(self._baseline, "the clone")
 
+    def is_untouched(self) -> bool:
+        """What the isolation within says."""
+        return self._inner.is_untouched()
+
     def move_baseline(self, *, if_changed: bool = False) -> Any:
         """Move the baseline, and dump what it is now."""
         moved = self._inner.move_baseline(if_changed=if_changed)

@@ -156,7 +156,10 @@ CASES: dict[str, list[str]] = {
     # Sequences
     "SELECT nextval('counter')": ["public.counter: log_cnt was 0, is 32", "public.counter: is_called was f, is t"],
     "SELECT setval('counter', 1, true)": ["public.counter: is_called was f, is t"],
-    "SELECT nextval('seen_id_seq') FROM generate_series(1, 40)": ["public.seen_id_seq: last_value was 1, is 41"],
+    "SELECT nextval('seen_id_seq') FROM generate_series(1, 40)": [
+        "public.seen_id_seq: last_value was 1, is 41",
+        "public.seen_id_seq: log_cnt was 0, is 32",
+    ],
     "ALTER SEQUENCE counter CACHE 10": ["pg_sequence: (seqrelid counter) seqcache was 1, is 10"],
     # Large objects
     "SELECT lo_put(4711, 0, 'x')": ["pg_largeobject: (loid 4711, pageno 0) data was \\x616263, is \\x786263"],
