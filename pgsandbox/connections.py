@@ -11,6 +11,13 @@ if TYPE_CHECKING:
 _LAG = 0.25
 """Seconds that the server may take to notice that a connection was closed."""
 
+_LEFT = """
+SELECT pid, state, left(query, 80) FROM pg_stat_get_activity(NULL)
+WHERE datid = (SELECT oid FROM pg_database WHERE datname = %s) AND usesysid <> current_user::regrole
+      AND state IN ('active', 'idle in transaction', 'idle in transaction (aborted)') ORDER BY pid
+"""
+"""Asked after each test, and so without pg_stat_activity, which looks up names for everybody."""
+
 
 def leaked(server: Server, database: str) -> str | None:
     """The connections to `database` that a test left in the middle of something, in words; None if there is none.
@@ -18,14 +25,7 @@ def leaked(server: Server, database: str) -> str | None:
     Idle connections are an application's pool and no leak; one that is busy or in a transaction would keep its locks.
     """
     deadline = time.monotonic() + _LAG
-    while rows := server.execute(
-        """
-        SELECT pid, state, left(query, 80) FROM pg_stat_activity
-        WHERE datname = %s AND usename <> current_user AND state IN ('active', 'idle in transaction',
-              'idle in transaction (aborted)') ORDER BY pid
-        """,
-        [database],
-    ):
+    while rows := server.execute(_LEFT, [database], often=True):
         if time.monotonic() > deadline:
             break
         time.sleep(0.005)

@@ -163,11 +163,11 @@ class Server:
             self._admin.close()
 
     def execute(
-        self, query: LiteralString | sql.Composed, params: Iterable[Any] | None = None
+        self, query: LiteralString | sql.Composed, params: Iterable[Any] | None = None, *, often: bool = False
     ) -> list[tuple[Any, ...]]:
-        """Run one statement as the superuser; its rows, if it has any. Raises ServerError."""
+        """Run one statement as the superuser, prepared if it is run `often`; its rows, if any. Raises ServerError."""
         try:
-            cursor = self.admin.execute(query, None if params is None else list(params))
+            cursor = self.admin.execute(query, None if params is None else list(params), prepare=often)
             return cursor.fetchall() if cursor.description else []
         except psycopg.errors.DiskFull as problem:
             raise disk_full(self, problem) from problem
