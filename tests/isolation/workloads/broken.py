@@ -120,12 +120,12 @@ def _no_advisory_locks(patch: Any) -> None:
 
 
 def _same_file(patch: Any) -> None:
-    rewind = Undo.rewind
+    rewind = Undo._rewind
 
     def set_only(self: Undo, values: dict[Any, Any]) -> None:
         rewind(self, {sequence: (last, called, False) for sequence, (last, called, _) in values.items()})
 
-    patch.setattr(Undo, "rewind", set_only)
+    patch.setattr(Undo, "_rewind", set_only)
 
 
 RULES: dict[str, tuple[Callable[[Any], None], str]] = {
@@ -135,7 +135,7 @@ RULES: dict[str, tuple[Callable[[Any], None], str]] = {
         "INTO unlogged|UPDATE unlogged",
     ),
     "sequences whose values sessions cache get another file": (_same_file, r"nextval\('cached'\)"),
-    "sequences are put back": (lambda patch: patch.setattr(Undo, "rewind", lambda *_: None), "nextval"),
+    "sequences are put back": (lambda patch: patch.setattr(Undo, "_rewind", lambda *_: None), "nextval"),
     "deleted rows are revived": (
         lambda patch: patch.setattr(wal, "_NEUTRAL", [*wal._NEUTRAL, "Heap DELETE"]),
         "DELETE FROM reference",
