@@ -96,6 +96,8 @@ class Arena:
             if step.session not in sessions:
                 sessions[step.session] = _Session(self.database if step.session == BACKGROUND else self._superuser())
             self.tally["done" if sessions[step.session].run(step) else "refused"] += 1
+            if step.session == BACKGROUND:
+                self._wait_until_begun(step)
         if SUPERUSER in sessions:
             sessions.pop(SUPERUSER).close()
         idle = [name for name in SESSIONS if sessions[name].is_idle]
@@ -114,6 +116,15 @@ class Arena:
                 raise LeftBehindError(f"session {name} goes on and finds {found}, not {self._probed}")
             else:
                 self.tally["lives on"] += 1
+
+    def _wait_until_begun(self, step: Step) -> None:
+        """What is still on its way to the server at the reset is nobody's to undo."""
+        query = "SELECT FROM pg_stat_activity WHERE datname = %s AND query = %s"
+        deadline = time.monotonic() + 5
+        while not self._sandbox.server.admin.execute(query, [self.database.name, step.sql]).fetchall():
+            if time.monotonic() > deadline:
+                break  # it could not even connect
+            time.sleep(0.001)
 
     def _prove(self) -> None:
         found = differences(self.baseline, self._dump(self.baseline), order=self._order)
