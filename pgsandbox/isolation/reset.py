@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from pgsandbox.errors import NotReadyError
-from pgsandbox.isolation import NotProvenError, relations, sequences, undo
+from pgsandbox.isolation import NotProvenError, quiet, relations, sequences, undo
 from pgsandbox.isolation.judge import Judge, Plan
 from pgsandbox.isolation.levels import Level, Levels
 from pgsandbox.isolation.relations import TABLE, VIEW, Relation
@@ -91,25 +91,27 @@ class ResetIsolation:
         plan = self._judge.plan(self._watch.read(look))
         if plan is None:
             return False
-        full = self._carry_out(plan)
-        now = self._watch.look(since=look.at)
+        full, now = self._carry_out(plan, look)
         if now.moved or now.busy:
             return False
         self._watch.renew(now, full=full)
         return True
 
-    def _carry_out(self, plan: Plan) -> list[Relation]:
-        """Put everything back; the tables that should be vacuumed."""
+    def _carry_out(self, plan: Plan, look: quiet.Look) -> tuple[list[Relation], quiet.Look]:
+        """Put everything back; the tables that should be vacuumed, and who has moved since `look`."""
         tools, past = self._watch.undo, self._watch.past.connection
         rows = tools.compare(past, plan.tables)
-        full = tools.put_back(rows, self._values(plan.sequences))
+        with tools.at_once():
+            full = tools.put_back(rows, self._values(plan.sequences))
+            answer = self._watch.ask(since=look.at)
         refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
         if refills:
             if views := [one.name for one in refills if one.kind == VIEW]:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
             tools.refuse_lasting_triggers(refills)
             full += tools.refill({table: self._levels.rows(table) for table in refills})
-        return full
+            answer = self._watch.ask(since=look.at)
+        return full, quiet.seen(answer)
 
     def _values(self, found: Iterable[Relation]) -> dict[Relation, undo.Value]:
         """What these sequences are at the baseline; each that sessions may have cached will be in another file."""

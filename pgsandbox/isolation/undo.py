@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
@@ -69,34 +70,38 @@ class Undo:
 
     def compare(self, past: psycopg.Connection[Any], tables: dict[Relation, File]) -> dict[Relation, tuple[Rows, Rows]]:
         """The rows that are new, and those that are gone, where the tables were written."""
-        questions = [relations.rows(table, file.blocks) for table, file in tables.items()]
-        before, after = _ask(past, questions), _ask(self.connection, questions)
-        return {
-            table: (now - then | file.chained, then - now)
-            for (table, file), then, now in zip(tables.items(), before, after, strict=True)
-            if then != now
-        }
+        found = {table: (Rows(file.inserted), Rows()) for table, file in tables.items() if file.is_only_inserted}
+        if others := {table: file for table, file in tables.items() if table not in found}:
+            questions = [relations.rows(table, file.blocks) for table, file in others.items()]
+            before, after = self._ask_both(past, questions)
+            for (table, file), then, now in zip(others.items(), before, after, strict=True):
+                if then != now:
+                    found[table] = (now - then | file.chained, then - now)
+        return found
 
     def changed(self, past: psycopg.Connection[Any], tables: list[Relation]) -> list[Relation]:
         """Those of the tables that have other rows now."""
         questions = [relations.everything(table) for table in tables]
-        before, after = _ask(past, questions), _ask(self.connection, questions)
+        before, after = self._ask_both(past, questions)
         return [table for table, then, now in zip(tables, before, after, strict=True) if then != now]
+
+    def at_once(self) -> AbstractContextManager[Any]:
+        """What is done in the block takes one round trip: its answers are there after it, its errors come then."""
+        return self.connection.pipeline()
 
     def put_back(self, rows: dict[Relation, tuple[Rows, Rows]], values: dict[Relation, Value]) -> list[Relation]:
         """Kill the new rows, revive those that are gone, rewind sequences to `values`; the tables to vacuum now.
 
         With a new row go its versions in between: from a revived row none of them could be reached, and pruning
-        would stumble over them. All in one round trip.
+        would stumble over them.
         """
         full: list[Relation] = []
-        with self.connection.pipeline():
-            for table, (new, gone) in rows.items():
-                if new:
-                    self.connection.execute(_KILL, [table.oid, list(new)], prepare=True)
-                if gone:
-                    self.connection.execute(_REVIVE, [table.oid, list(gone)], prepare=True)
-            self._rewind(values)
+        for table, (new, gone) in rows.items():
+            if new:
+                self.connection.execute(_KILL, [table.oid, list(new)], prepare=True)
+            if gone:
+                self.connection.execute(_REVIVE, [table.oid, list(gone)], prepare=True)
+        self._rewind(values)
         for table, (new, _) in rows.items():
             self._dead[table.oid] += len(new)
             blocks = {tid.partition(",")[0] for tid in new}
@@ -140,6 +145,17 @@ class Undo:
                     copy.write(rows)
         return [table for table, rows in tables.items() if rows is not None or table.oid in used]
 
+    def _ask_both(
+        self, past: psycopg.Connection[Any], questions: list[tuple[sql.Composed, dict[str, Any]]]
+    ) -> tuple[list[Rows], list[Rows]]:
+        """The answers to questions for rows, from the past and the present: both are at work at the same time."""
+        with past.pipeline(), self.connection.pipeline():
+            then, now = (
+                [one.execute(query, parameters, prepare=True) for query, parameters in questions]
+                for one in (past, self.connection)
+            )
+        return [_rows(answer) for answer in then], [_rows(answer) for answer in now]
+
     def refuse_lasting_triggers(self, tables: Iterable[Relation]) -> None:
         """Raise NotProvenError if a trigger or rule of these tables would act on us, too."""
         row = self.connection.execute(_LASTING, {"oids": [table.oid for table in tables]}, prepare=True).fetchone()
@@ -164,8 +180,6 @@ def _copy(connection: psycopg.Connection[Any], table: Relation, end: str) -> sql
     return sql.SQL("COPY {} ({}) {} (FORMAT binary)").format(table_name, names, sql.SQL(end))
 
 
-def _ask(connection: psycopg.Connection[Any], questions: list[tuple[sql.Composed, dict[str, Any]]]) -> list[Rows]:
-    """The answers to several questions for rows, in one round trip."""
-    with connection.pipeline():
-        answers = [connection.execute(query, parameters, prepare=True) for query, parameters in questions]
-    return [Rows(found[0] or ()) for answer in answers for found in answer.fetchall()]
+def _rows(answer: psycopg.Cursor[Any]) -> Rows:
+    row = answer.fetchone()
+    return Rows(row[0] if row and row[0] else ())

@@ -29,6 +29,8 @@ _NEUTRAL = [
 ]
 """Records that touch blocks and leave what the table says as it is: locks, pruning, freezing, visibility, hints."""
 
+_INSERTS = {"Heap INSERT", "Heap INSERT+INIT", "Heap HEAP_CONFIRM", PAGE}
+
 _INDEXES = ["Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN"]
 """Resource managers that write indexes only: those follow their tables."""
 
@@ -37,7 +39,9 @@ SELECT reldatabase = 0, relfilenode::int8, resource_manager || ' ' || record_typ
        array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'off:? (\d+)')))
            FILTER (WHERE record_type = 'INPLACE'),
        array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'new[_ ]off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%')
+           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%'),
+       array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'off:? (\d+)')))
+           FILTER (WHERE record_type LIKE 'INSERT%%')
 FROM pg_get_wal_block_info(%(start)s, %(end)s, false)
 WHERE reldatabase IN (0, %(database)s::oid) AND relforknumber = 0
       AND resource_manager <> ALL (%(indexes)s) AND resource_manager || ' ' || record_type <> ALL (%(neutral)s)
@@ -49,7 +53,9 @@ SELECT ref[1] = '0', ref[2]::int8, resource_manager || ' ' || record_type, array
        array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'off:? (\d+)')))
            FILTER (WHERE record_type = 'INPLACE'),
        array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'new[_ ]off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%')
+           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%'),
+       array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'off:? (\d+)')))
+           FILTER (WHERE record_type LIKE 'INSERT%%')
 FROM pg_get_wal_records_info(%(start)s, %(end)s),
      regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') ref
 WHERE ref[1] IN ('0', %(database)s::text)
@@ -69,6 +75,13 @@ class File:
     """The tids of rows that were overwritten in place: `(0,1)`."""
     chained: set[str] = field(default_factory=set)
     """The tids of the new versions that lie beside their old ones and have no index entries of their own (HOT)."""
+    inserted: set[str] = field(default_factory=set)
+    """The tids of rows that were inserted one by one, whether or not that was committed."""
+
+    @property
+    def is_only_inserted(self) -> bool:
+        """Whether `inserted` is all that happened."""
+        return self.kinds <= _INSERTS
 
 
 @dataclass
@@ -95,7 +108,9 @@ def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -
     query = _SINCE_16 if admin.info.server_version >= 160000 else _IN_15
     parameters = {"start": lsn(start), "end": lsn(end), "database": database, "indexes": _INDEXES, "neutral": _NEUTRAL}
     touched = Touched()
-    for shared, filenode, kind, blocks, overwritten, chained in admin.execute(query, parameters, prepare=True):
+    for shared, filenode, kind, blocks, overwritten, chained, inserted in admin.execute(
+        query, parameters, prepare=True
+    ):
         if shared:
             touched.shared = True
             continue
@@ -104,6 +119,7 @@ def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -
         file.blocks.update(blocks)
         file.overwritten.update(overwritten or ())
         file.chained.update(chained or ())
+        file.inserted.update(inserted or ())
     return touched
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import sql
 
@@ -14,6 +14,8 @@ from pgsandbox.isolation.past import Past
 from pgsandbox.isolation.undo import Undo
 
 if TYPE_CHECKING:
+    import psycopg
+
     from pgsandbox.isolation.relations import Relation
     from pgsandbox.server import Server
 
@@ -87,6 +89,10 @@ class Watch:
     def look(self, since: datetime | None = None) -> quiet.Look:
         """Who is doing what in the database, us left out."""
         return quiet.look(self._server.admin, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
+
+    def ask(self, since: datetime) -> psycopg.Cursor[Any]:
+        """The question of `look` on the connection of `undo`, as a part of what that does at once."""
+        return quiet.ask(self.undo.connection, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
 
     def settle(self) -> quiet.Look:
         """End whoever is in the middle of something: what began before a baseline must not end after it.
