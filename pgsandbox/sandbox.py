@@ -352,7 +352,7 @@ class Sandbox:
             self._facts.apply_to_login(self.server, name)
 
         from pgsandbox.isolation.reset import ResetIsolation
-        from pgsandbox.isolation.shared import Shared
+        from pgsandbox.isolation.reset.shared import Shared
 
         is_alone = self.server.is_ours and (self.workers == 1 or not self._is_shared)
         shared = Shared(self.server, name, name, alone=is_alone, relogin=relogin)

@@ -53,7 +53,7 @@ def image(version: int) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--workloads", type=int, default=400, help="how many random ones resets are tried on, in all")
+    parser.addoption("--workloads", type=int, default=2000, help="how many random ones resets are tried on, in all")
     parser.addoption("--target", action="append", choices=TARGETS, help="an engine and version to test on; repeatable")
 
 

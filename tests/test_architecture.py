@@ -35,13 +35,14 @@ LAYERS = """
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
     template  cache  connections  isolation.clone  isolation.rollback  isolation.reset  isolation.verify
-    isolation.judge  isolation.levels                       what a reset has to undo; where its baselines are kept
-    isolation.watch                                         our sessions inside one database
-    isolation.past  isolation.undo                          what was there, and putting it back
-    isolation.quiet  isolation.relations  isolation.sequences  isolation.shared
-    isolation.wal
-    isolation.dump  isolation.differences
-    isolation.indexes  isolation.surroundings               what is compared to prove a reset
+    isolation.reset.judge  isolation.reset.levels           what there is to undo; where baselines are kept
+    isolation.reset.watch                                   our sessions inside one database
+    isolation.reset.past  isolation.reset.undo              what was there, and putting it back
+    isolation.reset.quiet  isolation.reset.relations  isolation.reset.shared
+    isolation.reset.wal  isolation.reset.errors
+    isolation.verify.dump  isolation.verify.differences     what is compared to prove a reset
+    isolation.verify.indexes  isolation.verify.surroundings
+    isolation.sequences
     isolation  fingerprint  sweep                           how a baseline comes back, what one is made of; the dead
     steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it

@@ -1,23 +1,14 @@
 """How a database gets back to its baseline: one protocol, one file for each way.
 
-clone.py        it is dropped and made anew
-rollback.py     one transaction that never commits
-reset.py        exactly what was done to it is undone, by these:
-  watch.py        our two sessions inside it, and whether anybody else is in the middle of something (quiet.py)
-  wal.py          what was written, by block
-  judge.py        whether that is rows and sequences only, and of which tables (relations.py, shared.py)
-  past.py         what was there before
-  undo.py         putting it back
-  levels.py       the baselines, one on the other
+reset/      exactly what was done to it is undone, with all connections alive
+clone.py    it is dropped and made anew
+rollback.py one transaction that never commits
+verify/     the proof: any of them, compared with the baseline by a dump after each of its resets
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
-
-
-class NotProvenError(Exception):
-    """What was done is not proven to be undone by putting back rows: the reason, in a few words."""
 
 
 class Isolation(Protocol):

@@ -18,9 +18,9 @@ from machine import running
 from psycopg import sql
 
 from pgsandbox.errors import UsageError, VerifyError
-from pgsandbox.isolation.differences import differences, parsed
-from pgsandbox.isolation.dump import Dump, dump
 from pgsandbox.isolation.verify import VerifiedIsolation
+from pgsandbox.isolation.verify.differences import differences, parsed
+from pgsandbox.isolation.verify.dump import Dump, dump
 
 if TYPE_CHECKING:
     from pgsandbox import Database, Sandbox
@@ -441,7 +441,7 @@ def test_two_dumps_need_not_know_of_each_other(sandbox: Sandbox, before: Dump, d
 def test_of_large_tables_no_rows_are_kept(
     sandbox: Sandbox, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgsandbox.isolation.dump._KEPT_BYTES", 0)
+    monkeypatch.setattr("pgsandbox.isolation.verify.dump._KEPT_BYTES", 0)
     before = state(sandbox)
     with database.connect(autocommit=True) as connection:
         connection.execute("UPDATE place SET name = 'barn' WHERE id = 1")

@@ -15,8 +15,8 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from pgsandbox import Database, Sandbox
-from pgsandbox.isolation.differences import differences
-from pgsandbox.isolation.dump import Dump, dump
+from pgsandbox.isolation.verify.differences import differences
+from pgsandbox.isolation.verify.dump import Dump, dump
 from workloads.workload import BACKGROUND, SESSIONS, SUPERUSER, Round, Step, Workload
 
 FOLDER = Path(__file__).parent

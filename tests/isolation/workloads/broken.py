@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pgsandbox import Database
-from pgsandbox.isolation import quiet, relations, wal
-from pgsandbox.isolation.shared import Shared
-from pgsandbox.isolation.undo import Undo
-from pgsandbox.isolation.watch import Watch
+from pgsandbox.isolation.reset import quiet, relations, wal
+from pgsandbox.isolation.reset.shared import Shared
+from pgsandbox.isolation.reset.undo import Undo
+from pgsandbox.isolation.reset.watch import Watch
 
 if TYPE_CHECKING:
     from pgsandbox import Sandbox

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 if TYPE_CHECKING:
-    from pgsandbox.isolation.wal import File
+    from pgsandbox.isolation.reset.wal import File
 
 PG_CLASS, PG_NAMESPACE = 1259, 2615
 _FIRST_OF_USERS = 16384

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any, LiteralString
 from psycopg import sql
 
 from pgsandbox import pools
-from pgsandbox.isolation import NotProvenError, quiet, wal
-from pgsandbox.isolation.past import Past
-from pgsandbox.isolation.undo import Undo
+from pgsandbox.isolation.reset import quiet, wal
+from pgsandbox.isolation.reset.errors import NotProvenError
+from pgsandbox.isolation.reset.past import Past
+from pgsandbox.isolation.reset.undo import Undo
 
 if TYPE_CHECKING:
     import psycopg
 
-    from pgsandbox.isolation.relations import Relation
+    from pgsandbox.isolation.reset.relations import Relation
     from pgsandbox.server import Server
 
 ATTEMPTS = 5

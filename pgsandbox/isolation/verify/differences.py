@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pgsandbox.isolation.dump import Dump, Item
+    from pgsandbox.isolation.verify.dump import Dump, Item
 
 _SHOWN = 3
 """How many differences of one kind are told; of the others, how many there are."""

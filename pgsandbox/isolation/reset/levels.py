@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pgsandbox.isolation import NotProvenError, undo
+from pgsandbox.isolation.reset import undo
+from pgsandbox.isolation.reset.errors import NotProvenError
 
 if TYPE_CHECKING:
-    from pgsandbox.isolation.relations import Relation
-    from pgsandbox.isolation.undo import Rows, Value
+    from pgsandbox.isolation.reset.relations import Relation
+    from pgsandbox.isolation.reset.undo import Rows, Value
     from pgsandbox.server import Server
 
 _SMALL = 4 << 20

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pgsandbox.isolation import NotProvenError, relations, wal
-from pgsandbox.isolation.relations import PG_CLASS, SEQUENCE, TABLE, VIEW, Relation
+from pgsandbox.isolation.reset import relations, wal
+from pgsandbox.isolation.reset.errors import NotProvenError
+from pgsandbox.isolation.reset.relations import PG_CLASS, SEQUENCE, TABLE, VIEW, Relation
 
 if TYPE_CHECKING:
-    from pgsandbox.isolation.shared import Shared
-    from pgsandbox.isolation.watch import Watch
+    from pgsandbox.isolation.reset.shared import Shared
+    from pgsandbox.isolation.reset.watch import Watch
 
 
 @dataclass

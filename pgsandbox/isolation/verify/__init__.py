@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pgsandbox.errors import ServerError, UsageError, VerifyError
-from pgsandbox.isolation.differences import differences
-from pgsandbox.isolation.dump import Dump, dump
+from pgsandbox.isolation.verify.differences import differences
+from pgsandbox.isolation.verify.dump import Dump, dump
 
 if TYPE_CHECKING:
     from pgsandbox.database import Address

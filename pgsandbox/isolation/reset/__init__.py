@@ -1,4 +1,12 @@
-"""Reset by undoing exactly what was done, with every connection alive; what can't be proven undone is cloned anew."""
+"""Reset by undoing exactly what was done, with every connection alive; what can't be proven undone is cloned anew.
+
+watch       our two sessions inside the database, and whether anybody else is in the middle of something (quiet)
+wal         what was written, by block
+judge       whether that is rows and sequences only, and of which tables (relations, shared)
+past        what was there before
+undo        putting it back
+levels      the baselines, one on the other
+"""
 
 from __future__ import annotations
 
@@ -8,15 +16,17 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from pgsandbox.errors import NotReadyError
-from pgsandbox.isolation import NotProvenError, quiet, relations, sequences, undo
-from pgsandbox.isolation.judge import Judge, Plan
-from pgsandbox.isolation.levels import Level, Levels
-from pgsandbox.isolation.relations import TABLE, VIEW, Relation
-from pgsandbox.isolation.watch import ATTEMPTS, Watch
+from pgsandbox.isolation import sequences
+from pgsandbox.isolation.reset import quiet, relations, undo
+from pgsandbox.isolation.reset.errors import NotProvenError
+from pgsandbox.isolation.reset.judge import Judge, Plan
+from pgsandbox.isolation.reset.levels import Level, Levels
+from pgsandbox.isolation.reset.relations import TABLE, VIEW, Relation
+from pgsandbox.isolation.reset.watch import ATTEMPTS, Watch
 
 if TYPE_CHECKING:
     from pgsandbox.isolation.clone import CloneIsolation
-    from pgsandbox.isolation.shared import Shared
+    from pgsandbox.isolation.reset.shared import Shared
     from pgsandbox.server import Server
     from pgsandbox.template import Facts
 

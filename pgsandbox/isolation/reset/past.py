@@ -12,7 +12,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.isolation import quiet
+from pgsandbox.isolation.reset import quiet
 
 if TYPE_CHECKING:
     import psycopg

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from pgsandbox.isolation import NotProvenError, relations
-from pgsandbox.isolation.relations import Relation, named
+from pgsandbox.isolation.reset import relations
+from pgsandbox.isolation.reset.errors import NotProvenError
+from pgsandbox.isolation.reset.relations import Relation, named
 
 if TYPE_CHECKING:
     import psycopg
 
-    from pgsandbox.isolation.wal import File
+    from pgsandbox.isolation.reset.wal import File
     from pgsandbox.server import Server
 
 _MANY = 200

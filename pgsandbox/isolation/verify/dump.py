@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgsandbox import scram
-from pgsandbox.isolation import indexes, surroundings
+from pgsandbox.isolation.verify import indexes, surroundings
 
 if TYPE_CHECKING:
     import psycopg
