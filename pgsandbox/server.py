@@ -326,6 +326,7 @@ class Server:
         First by ourselves: where DROP DATABASE has to end somebody it sleeps for 100 ms before it looks again.
         """
         self._roll_back_prepared(name)
+        self._end_subscriptions(name)
         self.disconnect(name)
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
@@ -336,6 +337,17 @@ class Server:
                 prepared = connection.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
                 for (gid,) in prepared.fetchall():
                     connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+
+    def _end_subscriptions(self, database: str) -> None:
+        """Drop the subscriptions of `database`, which can't be dropped with them, and leave their publishers alone."""
+        query = "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = %s"
+        if self._is_superuser() and (found := self.execute(query, [database])):
+            with self.inside(database) as connection:
+                for (name,) in found:
+                    subscription = sql.Identifier(name)
+                    connection.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(subscription))
+                    connection.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(subscription))
+                    connection.execute(sql.SQL("DROP SUBSCRIPTION {}").format(subscription))
 
     def allow_connections(self, name: str, allowed: bool) -> None:
         """Whether anybody may connect to the database `name`."""

@@ -156,8 +156,7 @@ def _seal(server: Server) -> Facts:
     server.disconnect(names.template)
     with server.inside(names.template) as connection:
         if server.is_ours:
-            reassign = sql.SQL("REASSIGN OWNED BY {} TO {}")
-            connection.execute(reassign.format(sql.Identifier(names.builder), sql.Identifier(names.owner)))
+            _hand_over(server, connection)
         # As the database's owner, who may do that to all but the catalogs that it shares with other databases: the
         # statistics of pg_authid would be a copy of all verifiers.
         connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(names.owner)))
@@ -169,6 +168,21 @@ def _seal(server: Server) -> Facts:
     server.allow_connections(names.template, False)
     server.retire_login(names.builder)
     return facts
+
+
+def _hand_over(server: Server, connection: psycopg.Connection[Any]) -> None:
+    """Give the owner all that the steps made. What only a superuser may own, such as an event trigger, it may be given
+
+    only while it is one.
+    """
+    owner, builder = sql.Identifier(server.names.owner), sql.Identifier(server.names.builder)
+    row = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = %s", [server.names.builder]).fetchone()
+    is_super = row is not None and row[0]
+    if is_super:
+        connection.execute(sql.SQL("ALTER ROLE {} SUPERUSER").format(owner))
+    connection.execute(sql.SQL("REASSIGN OWNED BY {} TO {}").format(builder, owner))
+    if is_super:
+        connection.execute(sql.SQL("ALTER ROLE {} NOSUPERUSER").format(owner))
 
 
 def _why_clone(server: Server) -> str | None:

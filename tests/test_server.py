@@ -157,3 +157,15 @@ def wait_for(condition: object, deadline: float = 4) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_database_with_a_subscription_can_be_dropped(some_target: Target) -> None:
+    with running(**some_target.settings, superuser=True, scope="worker") as sandbox:
+        database = sandbox.database()
+        with database.connect(autocommit=True) as connection:
+            connection.execute(
+                "CREATE SUBSCRIPTION news CONNECTION 'dbname=none' PUBLICATION all_of_it WITH (connect = false)"
+            )
+        database.reset()
+        with database.connect() as connection:
+            assert connection.execute("SELECT count(*) FROM pg_subscription").fetchone() == (0,)

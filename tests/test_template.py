@@ -447,3 +447,17 @@ def takes_part(process: subprocess.Popen[str]) -> bool:
         files = [str(entry.readlink()) for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
         return any(file.endswith("/runs/run/lease") for file in files)
     return False
+
+
+def test_what_only_a_superuser_may_make_is_in_the_template(some_target: Target, project: Path) -> None:
+    (project / "init.sql").write_text(
+        "CREATE FUNCTION seen() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+        "CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION seen();"
+    )
+    with running(**some_target.settings, superuser=True, scope="worker", init=["init.sql"]) as sandbox:
+        found = sandbox.server.execute("SELECT rolname FROM pg_roles WHERE rolsuper ORDER BY 1")
+        assert [name for (name,) in found] == ["pgsandbox_builder", "postgres"]
+        with sandbox.database().connect() as connection:
+            assert connection.execute("SELECT evtowner::regrole::text FROM pg_event_trigger").fetchone() == (
+                "pgsandbox_owner",
+            )

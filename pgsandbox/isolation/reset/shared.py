@@ -14,6 +14,8 @@ _DATABASE: LiteralString = """
 SELECT (to_jsonb(d) - '{oid,datfrozenxid,datminmxid}'::text[])::text, shobj_description(d.oid, 'pg_database'),
        (SELECT array_agg((s.setrole, s.setconfig)::text ORDER BY 1) FROM pg_db_role_setting s
         WHERE setdatabase = d.oid OR (setdatabase = 0 AND setrole = r.oid)),
+       (SELECT array_agg((to_jsonb(s) - '{oid,subdbid,subskiplsn}'::text[])::text ORDER BY subname)
+        FROM pg_subscription s WHERE subdbid = d.oid),
        (SELECT array_agg(m.roleid ORDER BY m.roleid) FROM pg_auth_members m WHERE m.member = r.oid),
        (to_jsonb(r) - '{rolpassword}'::text[])::text, md5(r.rolpassword), shobj_description(r.oid, 'pg_authid')
 FROM pg_database d, pg_authid r WHERE d.datname = %s AND r.rolname = %s
