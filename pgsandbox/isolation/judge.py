@@ -61,7 +61,7 @@ class Judge:
         if touched.shared:
             if self._shared.has_changed():
                 raise NotProvenError("settings or rights of the database or its role were changed")
-            if self._shared.remove_others():
+            if self._shared.remove_others() or self._shared.restore_owner():
                 return None
         past, present = self._watch.past.connection, self._watch.undo.connection
         if missing := touched.files.keys() - self._known.keys():
