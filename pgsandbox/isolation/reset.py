@@ -15,6 +15,7 @@ from pgsandbox.isolation.relations import TABLE, VIEW, Relation
 from pgsandbox.isolation.watch import ATTEMPTS, Watch
 
 if TYPE_CHECKING:
+    from pgsandbox.isolation import quiet
     from pgsandbox.isolation.clone import CloneIsolation
     from pgsandbox.isolation.shared import Shared
     from pgsandbox.server import Server
@@ -71,13 +72,14 @@ class ResetIsolation:
     def remake(self) -> None:
         """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
         self._watch.leave()
+        self._shared.shut()  # else who comes back at once has written before anybody watches
         self._clones.restore(self._levels.source)
-        self._shared.restore()
         self._begin()
         if above := self._levels.over_source:
             for level in above:
                 self._apply(level)
             self._watch.begin_again()
+        self._shared.restore()
 
     def _make_anew(self, reason: str) -> None:
         self.made_anew.append(reason)
@@ -93,10 +95,21 @@ class ResetIsolation:
             return False
         full = self._carry_out(plan)
         now = self._watch.look(since=look.at)
-        if now.moved or now.busy:
+        if (now.moved or now.busy) and not self._was_only_read(look, plan):
             return False
         self._watch.renew(now, full=full)
         return True
+
+    def _was_only_read(self, look: quiet.Look, plan: Plan) -> bool:
+        """Whether whoever was at work while `plan` was carried out has written nothing: the log has but what we wrote.
+
+        A sequence was set by us, and if its value is still that, by nobody else.
+        """
+        values = {sequence: self._levels.sequence(sequence.oid) for sequence in plan.sequences}
+        if plan.refills or plan.unlogged or any(is_cached for _, _, is_cached in values.values()):
+            return False
+        ours = {sequence.filenode for sequence in plan.sequences}
+        return not self._watch.was_written(look, but=ours) and self._watch.undo.is_rewound(values)
 
     def _carry_out(self, plan: Plan) -> list[Relation]:
         """Put everything back; the tables that should be vacuumed."""
@@ -174,7 +187,7 @@ class ResetIsolation:
         found: list[Level] = []
 
         def is_taken() -> bool:
-            look = self._watch.settle()
+            look = self._watch.settle(keep_locks=True)
             plan = self._judge.plan(self._watch.read(look))
             if plan is None:
                 return False
@@ -212,8 +225,10 @@ class ResetIsolation:
         with self._server.inside(self._name) as connection:
             values = sequences.settle(connection)
         self._watch.leave()
+        self._shared.shut()
         source = self._clones.snapshot()
         self._begin()
+        self._shared.restore()
         return Level(source, _by_oid(values))
 
     def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:

@@ -60,6 +60,10 @@ class Shared:
         """Whether the rows of the database and its role are not what they were."""
         return bool(self._read() != self._rows)
 
+    def shut(self) -> None:
+        """Let nobody log in until `restore`, not even a superuser."""
+        self._server.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(self._login)))
+
     def restore(self) -> None:
         """Make the login role what it was, after its database was made anew."""
         self.remove_others()

@@ -119,6 +119,14 @@ class Undo:
             lasts, called = [last for last, _, _ in values.values()], [called for _, called, _ in values.values()]
             self.connection.execute(_SET_VALUES, [oids, lasts, called], prepare=True)
 
+    def is_rewound(self, values: dict[Relation, Value]) -> bool:
+        """Whether each sequence has just this value, and nothing was taken from it since it was set."""
+        for sequence, (last, called, _) in values.items():
+            query = sql.SQL("SELECT last_value, is_called, log_cnt FROM {}").format(named(sequence))
+            if self.connection.execute(query, {}).fetchone() != (last, called, 0):
+                return False
+        return True
+
     def refill(self, tables: dict[Relation, bytes | None]) -> list[Relation]:
         """Make these rows, in COPY's binary format, all that the tables have, None for nothing; what to vacuum.
 

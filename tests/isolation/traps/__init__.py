@@ -1,4 +1,4 @@
-"""What tests do to a database, and what a reset makes of it: undone in place, or cloned for the reason that is given."""
+"""What tests do to a database, and what a reset makes of it: undone in place, or cloned for the reason given."""
 
 from __future__ import annotations
 
