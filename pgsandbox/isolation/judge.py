@@ -47,6 +47,7 @@ class Judge:
         present = self._watch.undo.connection  # which is the past, and keeps no locks on what it looked at
         self._known.clear()
         self._mapped, self._unlogged = relations.mapped(present), relations.unlogged(present)
+        self._watch.has_unlogged = self.has_unlogged
 
     def forget(self, oids: Iterable[int]) -> None:
         """Know no longer which files these relations are in."""

@@ -106,7 +106,7 @@ class ResetIsolation:
         A sequence was set by us, and if its value is still that, by nobody else.
         """
         values = {sequence: self._levels.sequence(sequence.oid) for sequence in plan.sequences}
-        if plan.refills or plan.unlogged or any(is_cached for _, _, is_cached in values.values()):
+        if plan.refills or any(is_cached for _, _, is_cached in values.values()):
             return False
         ours = {sequence.filenode for sequence in plan.sequences}
         return not self._watch.was_written(look, but=ours) and self._watch.undo.is_rewound(values)

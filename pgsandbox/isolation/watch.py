@@ -43,6 +43,8 @@ class Watch:
         self._advisory: frozenset[str] = frozenset()
         """The advisory locks that were held at the baseline."""
         self._may_prepare = False
+        self.has_unlogged = False
+        """Whether there are tables or sequences that the log has nothing of: whoever knows says so."""
         self._past: Past | None = None
         self._undo: Undo | None = None
 
@@ -132,7 +134,12 @@ class Watch:
         self._since, self._advisory = after.written, after.advisory
 
     def was_written(self, look: quiet.Look, *, but: Collection[int] = ()) -> bool:
-        """Whether more than what says nothing new was written since `look`, to other files than `but`."""
+        """Whether more than what says nothing new was written since `look`, to other files than `but`.
+
+        Or may have been, where there is what the log has nothing of.
+        """
+        if self.has_unlogged:
+            return True
         admin = self._server.admin
         touched = wal.read(admin, self._oid, look.written, wal.flush(admin))
         return any(
