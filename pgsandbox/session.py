@@ -206,7 +206,7 @@ class Session:
         why = self._sandbox.why_clone if self._sandbox is not None else None
         if self.settings.isolation != "reset" or why is None:
             return f"isolation {self.settings.isolation}"
-        self._has_told = True
+        self._has_told = not self.identity.is_worker  # whose header nobody sees
         return f"isolation clone (no reset: {why})"
 
     # Environment -----------------------------------------------------------------------------------------------------

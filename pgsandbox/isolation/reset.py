@@ -169,6 +169,7 @@ class ResetIsolation:
         self.reset()
         above = self._levels.remove(moved)
         if above is None:
+            moved.is_over = True
             return
         if moved.new is None:
             self.remake()
@@ -179,6 +180,8 @@ class ResetIsolation:
         if moved.source is not None:
             self._levels.forget_copy()
             self._clones.forget(moved.source)
+        if self._levels.top.is_over:
+            self.return_baseline(self._levels.top)
 
     def _level_of_rows(self) -> Level:
         """The present state as rows and sequences that differ from the baseline. Raises NotProvenError."""

@@ -375,7 +375,7 @@ def test_the_header_says_why_a_reset_clones(
     pytester: pytest.Pytester, inner: Inner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makepyfile(
-        lacking="""
+        sitecustomize="""
         from pgsandbox import template
         template._why_clone = lambda server: "the server lacks pg_walinspect"
         """,
@@ -383,6 +383,6 @@ def test_the_header_says_why_a_reset_clones(
     )
     monkeypatch.setenv("PYTHONPATH", str(pytester.path))
     for named, words in ((True, ()), (False, ()), (True, ("-n1",))):
-        result = inner("-p", "lacking", "--pgsandbox-cache=false", *words, named=named)
+        result = inner("-W", "ignore", "--pgsandbox-cache=false", *words, named=named)
         result.assert_outcomes(passed=1)
         assert result.stdout.str().count("isolation clone (no reset: the server lacks pg_walinspect)") == 1
