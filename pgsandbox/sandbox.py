@@ -287,7 +287,7 @@ class Sandbox:
     @property
     def why_clone(self) -> str | None:
         """Why a reset has to clone here, in words; None where it can undo, or the server has not started yet."""
-        return self._facts.why_clone
+        return None if self._server is None else self._facts.why_clone
 
     def keep(self, database: Database) -> str:
         """Keep the state of `database` for the setting ttl, also after the run; how to open it."""

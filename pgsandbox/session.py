@@ -92,6 +92,8 @@ class Notes:
     leaked: list[str] = field(default_factory=list)
     cloned: list[str] = field(default_factory=list)
     """The tests after which the database had to be made anew, and why."""
+    isolated: list[str] = field(default_factory=list)
+    """How tests are isolated, where the header did not say that it is not as asked for."""
     trouble: list[str] = field(default_factory=list)
 
     def add(self, other: dict[str, list[str]]) -> None:
@@ -107,6 +109,7 @@ class Notes:
             *(f"leaked: {line}" for line in self.leaked),
             *(f"kept: {line}" for line in self.kept),
             *_cloned(self.cloned),
+            *dict.fromkeys(self.isolated),
             *(f"trouble: {line}" for line in self.trouble),
         ]
 
@@ -131,6 +134,7 @@ class Session:
         self._lowered = False
         self.isolates = False
         """Whether the test that is running is isolated."""
+        self._has_told = False
 
     # Start -----------------------------------------------------------------------------------------------------------
 
@@ -209,9 +213,17 @@ class Session:
         why = f" ({choice.why})" if choice.why else ""
         return (
             f"PostgreSQL {choice.version}, {choice.engine}: {choice.what}{why}, scope {scope}, "
-            f"{workers} of {self.settings.connections} connections, isolation {self.settings.isolation}"
+            f"{workers} of {self.settings.connections} connections, {self._isolation()}"
             + (f", template built in each run: {mark.hint}" if mark.hint and self.settings.cache else "")
         )
+
+    def _isolation(self) -> str:
+        """How tests are isolated, and why not as asked for, as far as is known: a controller has no server."""
+        why = self._sandbox.why_clone if self._sandbox is not None else None
+        if self.settings.isolation != "reset" or why is None:
+            return f"isolation {self.settings.isolation}"
+        self._has_told = not self.identity.is_worker  # whose header nobody sees
+        return f"isolation clone (no reset: {why})"
 
     # Environment -----------------------------------------------------------------------------------------------------
 
@@ -263,6 +275,9 @@ class Session:
     def begin_test(self, *, isolation: str, connections: int | None) -> Database:
         """The database at its baseline, its budget lowered to `connections` if given. Raises PgsandboxError."""
         database = self.database
+        if not self._has_told and self.sandbox.why_clone is not None:
+            self.notes.isolated.append(self._isolation())
+            self._has_told = True
         self.check_environment()
         if isolation != "none" and self._is_dirty:
             self._clean(database, anew=isolation == "clone")

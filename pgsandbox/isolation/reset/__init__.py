@@ -81,13 +81,14 @@ class ResetIsolation:
     def remake(self) -> None:
         """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
         self._watch.leave()
+        self._shared.shut()  # else who comes back at once has written before anybody watches
         self._clones.restore(self._levels.source)
-        self._shared.restore()
         self._begin()
         if above := self._levels.over_source:
             for level in above:
                 self._apply(level)
             self._watch.begin_again()
+        self._shared.restore()
 
     def _make_anew(self, reason: str) -> None:
         self.made_anew.append(reason)
@@ -102,17 +103,28 @@ class ResetIsolation:
         if plan is None:
             return False
         full, now = self._carry_out(plan, look)
-        if now.moved or now.busy:
+        if (now.moved or now.busy) and not self._was_only_read(look, plan):
             return False
         self._watch.renew(now, full=full)
         return True
 
+    def _was_only_read(self, look: quiet.Look, plan: Plan) -> bool:
+        """Whether whoever was at work while `plan` was carried out has written nothing: the log has but what we wrote.
+
+        A sequence was set by us, and if its value is still that, by nobody else.
+        """
+        values = {sequence: self._levels.sequence(sequence.oid) for sequence in plan.sequences}
+        if plan.refills or any(is_cached for _, _, is_cached in values.values()):
+            return False
+        ours = {sequence.filenode for sequence in plan.sequences}
+        return not self._watch.was_written(look, but=ours) and self._watch.undo.is_rewound(values)
+
     def _carry_out(self, plan: Plan, look: quiet.Look) -> tuple[list[Relation], quiet.Look]:
         """Put everything back; the tables that should be vacuumed, and who has moved since `look`."""
         tools, past = self._watch.undo, self._watch.past.connection
-        rows = tools.compare(past, plan.tables)
+        rows, values = tools.compare(past, plan.tables), self._values(plan.sequences)
         with tools.at_once():
-            full = tools.put_back(rows, self._values(plan.sequences))
+            full = tools.put_back(rows, values)
             answer = self._watch.ask(since=look.at)
         refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
         if refills:
@@ -124,9 +136,11 @@ class ResetIsolation:
         return full, quiet.seen(answer)
 
     def _values(self, found: Iterable[Relation]) -> dict[Relation, undo.Value]:
-        """What these sequences are at the baseline; each that sessions may have cached will be in another file."""
+        """What these sequences are at the baseline. No session can use what it has cached of them any more."""
         values = {sequence: self._levels.sequence(sequence.oid) for sequence in found}
-        self._judge.forget(sequence.oid for sequence, (_, _, is_cached) in values.items() if is_cached)
+        cached = [sequence for sequence, (_, _, is_cached) in values.items() if is_cached]
+        self._watch.undo.invalidate(cached)
+        self._judge.forget(sequence.oid for sequence in cached)
         return values
 
     def _begin(self) -> None:
@@ -172,6 +186,7 @@ class ResetIsolation:
         self.reset()
         above = self._levels.remove(moved)
         if above is None:
+            moved.is_over = True
             return
         if moved.new is None:
             self.remake()
@@ -182,6 +197,8 @@ class ResetIsolation:
         if moved.source is not None:
             self._levels.forget_copy()
             self._clones.forget(moved.source)
+        if self._levels.top.is_over:
+            self.return_baseline(self._levels.top)
 
     def _level_of_rows(self) -> Level:
         """The present state as rows and sequences that differ from the baseline. Raises NotProvenError."""
@@ -190,7 +207,7 @@ class ResetIsolation:
         found: list[Level] = []
 
         def is_taken() -> bool:
-            look = self._watch.settle()
+            look = self._watch.settle(keep_locks=True)
             plan = self._judge.plan(self._watch.read(look))
             if plan is None:
                 return False
@@ -228,8 +245,10 @@ class ResetIsolation:
         with self._server.inside(self._name) as connection:
             values = sequences.settle(connection)
         self._watch.leave()
+        self._shared.shut()
         source = self._clones.snapshot()
         self._begin()
+        self._shared.restore()
         return Level(source, _by_oid(values))
 
     def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:

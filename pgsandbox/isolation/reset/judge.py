@@ -48,6 +48,7 @@ class Judge:
         present = self._watch.undo.connection  # which is the past, and keeps no locks on what it looked at
         self._known.clear()
         self._mapped, self._unlogged = relations.mapped(present), relations.unlogged(present)
+        self._watch.has_unlogged = self.has_unlogged
 
     def forget(self, oids: Iterable[int]) -> None:
         """Know no longer which files these relations are in."""
@@ -62,7 +63,7 @@ class Judge:
         if touched.shared:
             if self._shared.has_changed():
                 raise NotProvenError("settings or rights of the database or its role were changed")
-            if self._shared.remove_others():
+            if self._shared.remove_others() or self._shared.restore_owner():
                 return None
         past, present = self._watch.past.connection, self._watch.undo.connection
         if missing := touched.files.keys() - self._known.keys():

@@ -33,6 +33,8 @@ class Level:
     """All rows of the tables that differ from the level below."""
     new: dict[Relation, Rows] | None = None
     """The rows that the level below has not, where they are all the difference."""
+    is_over: bool = False
+    """Whether it goes as soon as what is above it has gone."""
 
     @property
     def is_empty(self) -> bool:
@@ -64,6 +66,11 @@ class Levels:
         """The levels above that one, from the bottom."""
         at = max(index for index, level in enumerate(self._stack) if level.source is not None)
         return self._stack[at + 1 :]
+
+    @property
+    def top(self) -> Level:
+        """What a reset goes to."""
+        return self._stack[-1]
 
     def push(self, level: Level) -> None:
         """Put `level` on top."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import psycopg
 from psycopg import sql
 
+from pgsandbox.isolation.reset.errors import NotProvenError
+
 if TYPE_CHECKING:
     from pgsandbox.isolation.reset.wal import File
 
@@ -151,7 +153,7 @@ def differences(
         gone, new = before.keys() - after.keys(), after.keys() - before.keys()
         if catalog.oid != PG_CLASS:
             if _texts(before, gone) != _texts(after, new):
-                changed.append(catalog.name.removeprefix("pg_catalog."))
+                changed.append(_short(catalog))
             continue
         were = {oid: (text, file) for text, oid, file, _ in (before[tid] for tid in gone)}
         are = {oid: (text, file) for text, oid, file, _ in (after[tid] for tid in new)}
@@ -183,8 +185,15 @@ def _said(
     elif catalog.oid == PG_CLASS:
         what, columns = sql.SQL(_OF_CLASS).format(sql.Literal(_MOVING)), sql.SQL("r.ctid, r.*")
     query, parameters = _in_blocks(catalog, blocks, what, columns)
-    found = connection.execute(query, parameters, prepare=True)
+    try:
+        found = connection.execute(query, parameters, prepare=True)
+    except psycopg.errors.InternalError_ as problem:  # a value of a type that is gone, which nobody can read any more
+        raise NotProvenError(f"the schema was changed ({_short(catalog)})") from problem
     return {tid: (said, oid, file, schema) for tid, said, oid, file, schema in found}
+
+
+def _short(catalog: Relation) -> str:
+    return catalog.name.removeprefix("pg_catalog.")
 
 
 def _in_blocks(

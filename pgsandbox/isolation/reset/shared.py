@@ -21,6 +21,18 @@ SELECT (to_jsonb(d) - '{oid,datfrozenxid,datminmxid}'::text[])::text, shobj_desc
 FROM pg_database d, pg_authid r WHERE d.datname = %s AND r.rolname = %s
 """
 
+_OWNER: LiteralString = """
+SELECT to_jsonb(r)::text, shobj_description(r.oid, 'pg_authid'),
+       (SELECT s.setconfig FROM pg_db_role_setting s WHERE s.setrole = r.oid AND s.setdatabase = 0)
+FROM pg_authid r WHERE r.rolname = %s
+"""
+
+_ATTRIBUTES: LiteralString = """
+UPDATE pg_authid r SET (rolinherit, rolcreaterole, rolcreatedb, rolcanlogin, rolconnlimit, rolpassword, rolvaliduntil) =
+    (w.rolinherit, w.rolcreaterole, w.rolcreatedb, w.rolcanlogin, w.rolconnlimit, w.rolpassword, w.rolvaliduntil)
+FROM jsonb_populate_record(NULL::pg_authid, %s::jsonb) w WHERE r.oid = w.oid
+"""
+
 _OTHERS: LiteralString = "SELECT 'r', rolname FROM pg_roles UNION ALL SELECT 'd', datname FROM pg_database"
 
 
@@ -38,20 +50,26 @@ class Shared:
         self._alone = alone
         self._relogin = relogin
         self._rows: Any = None
+        self._owner: Any = None
         self._others: frozenset[Any] = frozenset()
 
     def remember(self) -> None:
         """Take what is there now for what should be."""
-        self._rows = self._read()
+        self._rows, self._owner = self._read(), self._read_owner()
         self._others = self._beside()
 
     def has_changed(self) -> bool:
         """Whether the rows of the database and its role are not what they were."""
         return bool(self._read() != self._rows)
 
+    def shut(self) -> None:
+        """Let nobody log in until `restore`, not even a superuser."""
+        self._server.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(self._login)))
+
     def restore(self) -> None:
         """Make the login role what it was, after its database was made anew."""
         self.remove_others()
+        self.restore_owner()
         self._relogin()
         self.remember()
 
@@ -67,6 +85,28 @@ class Shared:
                     connection.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
                 self._server.drop_role(name)
         return bool(new)
+
+    def restore_owner(self) -> bool:
+        """Make the role that all workers act as what it was; whether it was anything else. No session is cut for that.
+
+        A superuser may write its rows back as they were (manual, chapter 53), which no ALTER ROLE says so exactly.
+        """
+        if self._read_owner() == self._owner:
+            return False
+        [(attributes, comment, settings)] = self._owner
+        owner = self._server.names.owner
+        with self._server.admin.transaction():
+            self._server.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(sql.Identifier(owner)))
+            if settings is not None:
+                put = "INSERT INTO pg_db_role_setting SELECT 0, oid, %s::text[] FROM pg_authid WHERE rolname = %s"
+                self._server.execute(put, [settings, owner])
+            self._server.execute(_ATTRIBUTES, [attributes])
+            said = sql.Literal(comment)
+            self._server.execute(sql.SQL("COMMENT ON ROLE {} IS {}").format(sql.Identifier(owner), said))
+        return True
+
+    def _read_owner(self) -> Any:
+        return self._server.execute(_OWNER, [self._server.names.owner])
 
     def _read(self) -> Any:
         return self._server.execute(_DATABASE, [self._name, self._login])

@@ -118,17 +118,27 @@ class Undo:
             del self._dead[table.oid]
 
     def _rewind(self, values: dict[Relation, Value]) -> None:
-        """Set each sequence to its value, log_cnt 0. Where sessions may have cached values, it gets another file first:
-
-        that is how they know that what they have is no longer valid.
-        """
-        for sequence, (_, _, is_cached) in values.items():
-            if is_cached:
-                self.connection.execute(sql.SQL("ALTER SEQUENCE {} RESTART").format(named(sequence)), {})
+        """Set each sequence to its value, log_cnt 0."""
         if values:
             oids = [sequence.oid for sequence in values]
             lasts, called = [last for last, _, _ in values.values()], [called for _, called, _ in values.values()]
             self.connection.execute(_SET_VALUES, [oids, lasts, called], prepare=True)
+
+    def invalidate(self, sequences: Iterable[Relation]) -> None:
+        """Give these sequences other files: so sessions know that the values that they have cached are void.
+
+        Not in a block of `at_once`: after ALTER psycopg forgets what it has prepared, at once, and the server later.
+        """
+        for sequence in sequences:
+            self.connection.execute(sql.SQL("ALTER SEQUENCE {} RESTART").format(named(sequence)), {})
+
+    def is_rewound(self, values: dict[Relation, Value]) -> bool:
+        """Whether each sequence has just this value, and nothing was taken from it since it was set."""
+        for sequence, (last, called, _) in values.items():
+            query = sql.SQL("SELECT last_value, is_called, log_cnt FROM {}").format(named(sequence))
+            if self.connection.execute(query, {}).fetchone() != (last, called, 0):
+                return False
+        return True
 
     def refill(self, tables: dict[Relation, bytes | None]) -> list[Relation]:
         """Make these rows, in COPY's binary format, all that the tables have, None for nothing; what to vacuum.

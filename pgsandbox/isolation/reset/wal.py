@@ -130,10 +130,10 @@ def flush(admin: psycopg.Connection[Any]) -> int:
     (manual, chapter 9.28.6) is the cheapest transaction there is, and its commit flushes all before it.
     """
     with admin.pipeline() as pipeline:
-        admin.execute("SELECT set_config('synchronous_commit', 'on', false)", prepare=True)
-        admin.execute("SELECT pg_logical_emit_message(true, 'pgsandbox', '')", prepare=True)
+        admin.execute("SELECT set_config('synchronous_commit', 'on', false)")
+        admin.execute("SELECT pg_logical_emit_message(true, 'pgsandbox', '')")
         pipeline.sync()  # which commits: without it all three are one transaction, and the position that of before it
-        answer = admin.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8", prepare=True)
+        answer = admin.execute("SELECT (pg_current_wal_flush_lsn() - '0/0')::int8")
     row = answer.fetchone()
     assert row is not None
     return int(row[0])

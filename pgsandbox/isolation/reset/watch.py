@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -46,6 +46,8 @@ class Watch:
         self._advisory: frozenset[str] = frozenset()
         """The advisory locks that were held at the baseline."""
         self._may_prepare = False
+        self.has_unlogged = False
+        """Whether there are tables or sequences that the log has nothing of: whoever knows says so."""
         self._past: Past | None = None
         self._undo: Undo | None = None
 
@@ -95,14 +97,16 @@ class Watch:
         """The question of `look` on the connection of `undo`, as a part of what that does at once."""
         return quiet.ask(self.undo.connection, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
 
-    def settle(self) -> quiet.Look:
+    def settle(self, *, keep_locks: bool = False) -> quiet.Look:
         """End whoever is in the middle of something: what began before a baseline must not end after it.
 
-        So is who has taken an advisory lock since the baseline and kept it. Raises NotProvenError, NotReadyError.
+        So is who has taken an advisory lock since the baseline and kept it, but with `keep_locks`.
+        Raises NotProvenError, NotReadyError.
         """
         for _ in range(ATTEMPTS):
             look = quiet.wait(self.look)
-            holding = {int(lock.partition(" ")[0]) for lock in look.advisory - self._advisory}
+            taken = frozenset() if keep_locks else look.advisory - self._advisory
+            holding = {int(lock.partition(" ")[0]) for lock in taken}
             if look.busy or holding:
                 self.end(look.busy | holding)
             elif self._may_prepare and self._roll_back_prepared():
@@ -132,12 +136,22 @@ class Watch:
             self.past.release()  # what it protects could not be vacuumed
             self.undo.vacuum(full)
         after = self.past.renew(ours=[self.undo.pid], since=look.at)
-        if after.moved or after.busy:
-            admin = self._server.admin
-            touched = wal.read(admin, self._oid, look.written, wal.flush(admin))
-            if any(file.kinds - {wal.PAGE, wal.INPLACE} for file in touched.files.values()):
-                raise NotProvenError("somebody went on writing")
+        if (after.moved or after.busy) and self.was_written(look):
+            raise NotProvenError("somebody went on writing")
         self._since, self._advisory = after.written, after.advisory
+
+    def was_written(self, look: quiet.Look, *, but: Collection[int] = ()) -> bool:
+        """Whether more than what says nothing new was written since `look`, to other files than `but`.
+
+        Or may have been, where there is what the log has nothing of.
+        """
+        if self.has_unlogged:
+            return True
+        admin = self._server.admin
+        touched = wal.read(admin, self._oid, look.written, wal.flush(admin))
+        return any(
+            file.kinds - {wal.PAGE, wal.INPLACE} for filenode, file in touched.files.items() if filenode not in but
+        )
 
     def end(self, pids: Iterable[int]) -> None:
         """End these sessions, and tell this process's pools. Raises NotReadyError."""
@@ -154,9 +168,10 @@ class Watch:
 
     def _roll_back_prepared(self) -> bool:
         """Roll back what was prepared and neither committed nor rolled back; whether there was any."""
-        connection = self.undo.connection
         query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
-        found = connection.execute(query, prepare=True).fetchall()
-        for (gid,) in found:
-            connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+        found = self.undo.connection.execute(query, prepare=True).fetchall()
+        if found:  # not by one of our sessions: after a rollback psycopg forgets what it has prepared in them
+            with self._server.inside(self._name) as connection:
+                for (gid,) in found:
+                    connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
         return bool(found)

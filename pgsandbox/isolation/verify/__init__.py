@@ -77,7 +77,9 @@ class VerifiedIsolation:
             self._baseline = self._moves.pop()[1]
             self._compare(self._baseline, "the return")
         elif moved is not None:  # others were moved on top of it and stay: nobody has seen that state before
-            self._moves = [move for move in self._moves if move[0] is not moved]
+            at = next(index for index, move in enumerate(self._moves) if move[0] is moved)
+            _, below = self._moves.pop(at)
+            self._moves[at] = (self._moves[at][0], below)
             self._baseline = self._dump()
 
     def snapshot(self) -> str:

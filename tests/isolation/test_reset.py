@@ -1,0 +1,388 @@
+"""Reset: what a test did is undone where that is proven, and else cloned; who was connected lives on if anybody can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psycopg
+import pytest
+from children import child, eventually
+from conftest import Inner, Target
+from machine import running
+from traps import CLONED, ENDED, SCHEMA, UNDONE, Connections
+
+from pgsandbox.isolation.reset.watch import Watch
+from pgsandbox.isolation.verify import VerifiedIsolation
+
+if TYPE_CHECKING:
+    from pgsandbox import Database, Sandbox
+    from pgsandbox.isolation.reset.quiet import Look
+
+OPTIONS = ["max_prepared_transactions=5"]
+AT_ONCE = 12
+"""Traps between two proofs by dump, where not each is proven by itself: a dump takes many times what a reset does."""
+BOTH = {"resting", "doing"}
+
+
+@pytest.fixture
+def sandbox(some_target: Target) -> Iterator[Sandbox]:
+    with running(**some_target.settings, init=[str(SCHEMA)], options=OPTIONS) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def database(sandbox: Sandbox) -> Database:
+    return sandbox.database()
+
+
+def _reasons(database: Database) -> list[str]:
+    """Why it was made anew since this was last asked."""
+    reasons = list(database.isolation.made_anew)
+    database.isolation.made_anew.clear()
+    return reasons
+
+
+# The traps ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(300)
+def test_everything_is_undone_or_cloned_for_the_reason_given(target: Target) -> None:
+    """Whatever it was, verify finds no difference; and sessions that rest live on wherever it isn't cloned."""
+    expected: dict[str, tuple[str | None, set[str]]] = dict.fromkeys(UNDONE.strip().splitlines(), (None, BOTH))
+    expected |= {line: (None, {"resting"}) for line in ENDED.strip().splitlines()}
+    clones = CLONED if target in (Target("local", 15), Target("local", 18)) else dict(list(CLONED.items())[::6])
+    expected |= {line: (reason, set()) for line, reason in clones.items()}
+    at_once = 1 if target == Target("local", 18) else AT_ONCE
+    with running(**target.settings, init=[str(SCHEMA)], options=OPTIONS, verify=True) as sandbox:
+        database = sandbox.database()
+        verified = database.isolation
+        assert isinstance(verified, VerifiedIsolation)
+        with contextlib.closing(Connections(database)) as connections:
+            for number, (line, (reason, living)) in enumerate(expected.items()):
+                connections.play(line)
+                if number % at_once:
+                    verified._inner.reset()
+                else:
+                    verified.reset()
+                assert (_reasons(database), connections.alive()) == ([reason] if reason else [], living), line
+        verified.reset()
+
+
+# Connections that are at work -----------------------------------------------------------------------------------------
+
+
+def _rest(database: Database) -> psycopg.Connection[tuple[object, ...]]:
+    connection = database.connect(autocommit=True)
+    connection.execute("SELECT 1")
+    return connection
+
+
+def test_who_is_at_work_is_ended_within_a_moment_and_who_rests_lives(database: Database) -> None:
+    resting, waiting, working = _rest(database), database.connect(), database.connect(autocommit=True)
+    waiting.execute("LOCK TABLE plain")
+    said: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            working.execute("SELECT pg_sleep(60)")
+        except psycopg.Error as problem:
+            said.append(problem)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    began = time.monotonic()
+    database.reset()
+    assert time.monotonic() - began < 5
+    thread.join(10)
+    assert [type(problem) for problem in said] == [psycopg.errors.AdminShutdown]
+    with pytest.raises(psycopg.OperationalError):
+        waiting.execute("SELECT 1")
+    assert resting.execute("SELECT count(*) FROM plain").fetchone() == (3,)
+    assert _reasons(database) == []
+    for connection in (resting, waiting, working):
+        connection.close()
+
+
+KILLED = """
+import sys, psycopg
+connection = psycopg.connect(sys.argv[1], autocommit=True)
+print("ready", flush=True)
+connection.execute("INSERT INTO audit SELECT pg_sleep(60)::text")
+"""
+
+
+def test_what_a_killed_client_was_doing_is_not_done(sandbox: Sandbox, database: Database) -> None:
+    with child(KILLED, database.url) as process, contextlib.closing(_rest(database)) as resting:
+        at_work = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'INSERT INTO audit SELECT pg_sleep%%'"
+        assert eventually(lambda: bool(sandbox.server.execute(at_work)))
+        os.kill(process.pid, signal.SIGKILL)
+        database.reset()
+        assert sandbox.server.execute(at_work) == []
+        assert resting.execute("SELECT * FROM audit").fetchall() == []
+
+
+def test_an_advisory_lock_from_before_the_baseline_is_left_alone(database: Database) -> None:
+    holder = _rest(database)
+    holder.execute("SELECT pg_advisory_lock(7)")
+    with database.baseline():
+        other = _rest(database)
+        other.execute("SELECT pg_advisory_lock(8)")
+        database.reset()
+        held = "SELECT objid FROM pg_locks WHERE locktype = 'advisory'"
+        assert holder.execute(held).fetchall() == [(7,)]
+        with pytest.raises(psycopg.OperationalError):
+            other.execute("SELECT 1")
+    assert _reasons(database) == []
+    for connection in (holder, other):
+        connection.close()
+
+
+class Busybody:
+    """A thread that goes on doing `statement`, connecting again whenever it is cut off."""
+
+    def __init__(self, database: Database, statement: bytes) -> None:
+        self._stop = threading.Event()
+        self.times = 0
+        self._thread = threading.Thread(target=self._work, args=(database, statement))
+
+    def _work(self, database: Database, statement: bytes) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(psycopg.OperationalError), database.connect(autocommit=True) as connection:
+                while not self._stop.is_set():
+                    connection.execute(statement)
+                    self.times += 1
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        deadline = time.monotonic() + 10
+        while not self.times and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+
+def test_a_thread_that_only_reads_leads_to_no_clone(some_target: Target, project: Path) -> None:
+    (project / "init.sql").write_text(
+        "CREATE TABLE t (id serial, name text); INSERT INTO t (name) SELECT 'a' FROM generate_series(1, 100)"
+    )
+    with running(**some_target.settings, init=["init.sql"]) as sandbox:
+        database = sandbox.database()
+        with Busybody(database, b"SELECT * FROM t WHERE id = 1") as reader, _rest(database) as connection:
+            for _ in range(30):
+                before = reader.times
+                connection.execute("UPDATE t SET name = 'x' WHERE id < 10; INSERT INTO t (name) VALUES ('x')")
+                database.reset()
+                assert connection.execute("SELECT count(*), max(name) FROM t").fetchone() == (100, "a")
+                assert eventually(lambda before=before: reader.times > before)
+        assert _reasons(database) == []
+
+
+def test_what_the_log_does_not_tell_is_not_taken_for_the_baseline(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes to an unlogged table in the very moment in which the next baseline is taken."""
+    renew, writer = Watch.renew, _rest(database)
+
+    def disturbed(watch: Watch, look: Look, **more: Any) -> None:
+        writer.execute("INSERT INTO unlogged_empty DEFAULT VALUES")
+        renew(watch, look, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "renew", disturbed)
+        database.reset()
+    assert _reasons(database) == ["somebody went on writing"]
+    with database.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM unlogged_empty").fetchone() == (0,)
+    writer.close()
+
+
+def test_a_thread_that_goes_on_writing_never_leaves_anything(database: Database) -> None:
+    """Cut off, it comes back and writes: what it wrote before a reset is gone, what it writes after is seen."""
+    allowed = {
+        "somebody went on writing",
+        "connections came back as fast as they were ended",
+        "files were written that belong to no relation",
+    }
+    marks = 0
+    with Busybody(database, b"INSERT INTO audit VALUES ('busy')"), contextlib.suppress(psycopg.OperationalError):
+        for _ in range(10):
+            with database.connect(autocommit=True) as connection:
+                connection.execute("INSERT INTO audit VALUES ('mark'); DELETE FROM filled")
+            database.reset()
+            with database.connect(autocommit=True) as connection:
+                [(marks, filled)] = connection.execute(
+                    "SELECT (SELECT count(*) FROM audit WHERE what = 'mark'), (SELECT count(*) FROM filled)"
+                ).fetchall()
+            assert (marks, filled) == (0, 500)
+    database.reset()
+    with database.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM audit").fetchone() == (0,)
+    assert set(_reasons(database)) <= allowed
+
+
+@pytest.mark.parametrize(
+    "statement", ["CREATE INDEX CONCURRENTLY made ON plain (n)", "REINDEX TABLE CONCURRENTLY plain"]
+)
+def test_a_concurrent_index_build_is_not_kept_waiting(database: Database, statement: str) -> None:
+    with database.connect(autocommit=True) as connection:
+        began = time.monotonic()
+        connection.execute(statement.encode())
+        assert time.monotonic() - began < 5
+    database.reset()
+    assert _reasons(database) == ["something waited for older snapshots, as a concurrent index build does"]
+
+
+def test_values_that_a_session_has_cached_are_not_handed_out_again(database: Database) -> None:
+    """`cached` has CACHE 10, and both sessions of a pool have taken some."""
+    pool = [_rest(database) for _ in range(2)]
+    for _ in range(3):
+        assert [one.execute("SELECT nextval('cached')").fetchone() for one in pool] == [(1,), (11,)]
+        pool.reverse()
+        database.reset()
+    assert _reasons(database) == []
+    for connection in pool:
+        connection.close()
+
+
+# What is left in the files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [15, 16, 17, 18])
+def test_rows_that_were_updated_often_are_sound_afterwards(binaries: None, version: int) -> None:
+    """Chains of versions beside their old ones (HOT), pruned on the way: neither index, scan nor VACUUM stumbles."""
+    with running(engine="local", version=version, init=[str(SCHEMA)], extensions=["amcheck"]) as sandbox:
+        database = sandbox.database()
+        with sandbox.server.inside(database.name) as admin, _rest(database) as connection:
+            for times in (1, 3, 40, 250):
+                for _ in range(times):
+                    connection.execute(
+                        "UPDATE filled SET id = id WHERE id < 4; UPDATE plain SET n = n + 1 WHERE id = 1"
+                    )
+                    connection.execute("SELECT * FROM filled WHERE id < 4; SELECT count(*) FROM plain")
+                database.reset()
+                connection.execute("SET enable_seqscan = off")
+                assert connection.execute("SELECT name FROM filled WHERE id = 2").fetchall() == [("name 2",)]
+                assert connection.execute("SELECT id, n FROM plain WHERE name = 'a'").fetchall() == [(1, 1)]
+                connection.execute("RESET enable_seqscan")
+                assert connection.execute("SELECT count(*), sum(id) FROM filled").fetchall() == [(500, 125250)]
+                assert admin.execute(CORRUPT).fetchall() == []
+            assert _reasons(database) == []
+            connection.execute("VACUUM (FREEZE) filled")
+            connection.execute("VACUUM (FREEZE) plain")
+            assert connection.execute("SELECT count(*) FROM filled").fetchone() == (500,)
+            assert admin.execute(CORRUPT).fetchall() == []
+
+
+CORRUPT = """
+SELECT relation, said.* FROM unnest(ARRAY['plain', 'filled']) relation, verify_heapam(relation::regclass) said
+"""
+
+
+def test_rows_come_in_the_order_of_a_fresh_clone(database: Database, sandbox: Sandbox) -> None:
+    """Without ORDER BY, after many resets: tables empty, small, and of several pages, and what is put in next."""
+    names = ("audit", "plain", "filled", "child")
+
+    def orders(one: Database) -> list[object]:
+        with one.connect(autocommit=True) as connection:
+            found: list[object] = [connection.execute(f"SELECT * FROM {name}".encode()).fetchall() for name in names]
+            connection.execute("INSERT INTO audit VALUES ('x'), ('y'); INSERT INTO plain (name) VALUES ('d'), ('e')")
+            connection.execute("INSERT INTO audit VALUES ('z'); INSERT INTO child (plain) VALUES (3)")
+            return found + [connection.execute(f"SELECT * FROM {name}".encode()).fetchall() for name in names]
+
+    expected = orders(sandbox.fresh())
+    assert orders(database) == expected
+    with _rest(database) as connection:
+        for number in range(60):
+            connection.execute("INSERT INTO audit SELECT g::text FROM generate_series(1, 400) g")
+            connection.execute("UPDATE plain SET n = 2; DELETE FROM filled WHERE id % 3 = 1")
+            connection.execute("UPDATE filled SET name = 'x' WHERE id % 5 = 2; INSERT INTO child (plain) VALUES (1)")
+            if number % 20 == 0:
+                connection.execute("TRUNCATE audit, child")
+            database.reset()
+        assert _reasons(database) == []
+        assert orders(database) == expected
+
+
+SIZES = """
+SELECT relname, pg_relation_size(oid) FROM pg_class
+WHERE relname IN ('plain', 'child', 'filled', 'filled_pkey', 'audit', 'pg_class', 'pg_attribute', 'pg_statistic')
+UNION ALL SELECT 'database', pg_database_size(current_database())
+UNION ALL SELECT 'log', sum(size) FROM pg_ls_waldir()
+"""
+
+
+@pytest.mark.slow
+def test_two_thousand_resets_leave_sizes_as_they_were(sandbox: Sandbox, database: Database) -> None:
+    def sizes() -> dict[str, int]:
+        with sandbox.server.inside(database.name) as admin:
+            return {name: int(size) for name, size in admin.execute(SIZES.encode()).fetchall()}
+
+    took: list[float] = []
+    early: dict[str, int] = {}
+    with _rest(database) as connection:
+        for number in range(2000):
+            if 100 <= number < 500 and number % 20 == 0:
+                early = {name: max(size, early.get(name, 0)) for name, size in sizes().items()}
+            connection.execute(
+                "INSERT INTO audit VALUES ('x'); UPDATE filled SET name = 'x' WHERE id = 7;"
+                "INSERT INTO plain (name) VALUES ('d'); DELETE FROM child WHERE id = 1"
+            )
+            began = time.perf_counter()
+            database.reset()
+            took.append(time.perf_counter() - began)
+    assert _reasons(database) == []
+    print(f"a reset took {sorted(took[:100])[50] * 1e3:.1f} ms, and {sorted(took[-100:])[50] * 1e3:.1f} ms at the end")
+    late = sizes()
+    assert late.pop("log") <= 64 << 20  # what wal_keep_size and max_wal_size make of it
+    assert {name: (early[name], size) for name, size in late.items() if size > 1.2 * early[name]} == {}
+
+
+# Where it can't -------------------------------------------------------------------------------------------------------
+
+
+def test_a_superuser_is_reset_like_anybody(some_target: Target) -> None:
+    """Also from what only a superuser does."""
+    lines = {
+        "BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM plain; COMMIT": (None, BOTH),
+        "INSERT INTO plain (name) VALUES ('d')": (None, BOTH),
+        "CREATE ROLE joe SUPERUSER": (None, BOTH),
+        "REINDEX TABLE pg_class": (None, BOTH),
+        "CREATE FUNCTION fires() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+        "CREATE EVENT TRIGGER made ON ddl_command_end EXECUTE FUNCTION fires()": (
+            "the schema was changed (pg_depend, pg_event_trigger, pg_proc)",
+            set(),
+        ),
+    }
+    settings = {**some_target.settings, "superuser": True, "scope": "worker", "verify": True}
+    with running(init=[str(SCHEMA)], **settings) as sandbox, contextlib.closing(Connections(sandbox.database())) as two:
+        for line, (reason, living) in lines.items():
+            two.play(line)
+            sandbox.database().reset()
+            assert (_reasons(sandbox.database()), two.alive()) == ([reason] if reason else [], living), line
+
+
+def test_the_header_says_why_a_reset_clones(
+    pytester: pytest.Pytester, inner: Inner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile(
+        sitecustomize="""
+        from pgsandbox import template
+        template._why_clone = lambda server: "the server lacks pg_walinspect"
+        """,
+        test_it="def test_it(pgsandbox_connection): pgsandbox_connection.execute('CREATE TABLE t ()')",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(pytester.path))
+    for named, words in ((True, ()), (False, ()), (True, ("-n1",))):
+        result = inner("-W", "ignore", "--pgsandbox-cache=false", *words, named=named)
+        result.assert_outcomes(passed=1)
+        assert result.stdout.str().count("isolation clone (no reset: the server lacks pg_walinspect)") == 1
