@@ -121,6 +121,7 @@ class ResetIsolation:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
             tools.refuse_lasting_triggers(refills)
             full += tools.refill({table: self._levels.rows(table) for table in refills})
+            self._levels.were_refilled(refills)
         self._rewind(plan.sequences)
         return full
 
@@ -225,10 +226,12 @@ class ResetIsolation:
         return level
 
     def _level_of_its_own(self) -> Level:
-        with self._server.inside(self._name) as connection:
-            values = sequences.settle(connection)
         self._watch.leave()
         self._shared.shut()
+        self._server.disconnect(self._name)
+        with self._server.inside(self._name) as connection:
+            connection.execute("VACUUM")  # lest a later revival lose what points to its row
+            values = sequences.settle(connection)
         source = self._clones.snapshot()
         self._begin()
         self._shared.restore()

@@ -191,7 +191,29 @@ def test_the_reference_rows_of_a_moved_baseline_come_back_after_truncate(databas
             app(spoil)
             database.reset()
             assert app.state == one, spoil
-    assert (app.state, app.cut) == (BOTTOM, 0)
+        assert (app.state, app.cut) == (one, 0)
+    assert app.state == BOTTOM
+
+
+def test_rows_that_lie_elsewhere_after_a_truncate_are_taken_out_all_the_same(database: Database, app: App) -> None:
+    """One fixture after the other, as when it has parameters, with tests that truncate."""
+    for name in ("one", "two", "three"):
+        app(f"INSERT INTO place (name) VALUES ('{name}')")
+        with database.baseline():
+            app("TRUNCATE place CASCADE")
+            database.reset()
+            assert app.state[0] == f"hall barn {name}"
+        assert app.state == BOTTOM
+
+
+def test_a_row_that_was_updated_before_a_copy_is_found_by_index_after_a_reset(database: Database, app: App) -> None:
+    app("CREATE TABLE made ()", "CREATE TABLE u AS SELECT 1 AS id, 'a' AS x", "CREATE INDEX ON u (id)")
+    app("UPDATE u SET x = 'b'", "UPDATE u SET x = 'c'")
+    with database.baseline():
+        for spoil in ("DELETE FROM u", "UPDATE u SET x = 'd'", "UPDATE u SET id = 2"):
+            app(spoil)
+            database.reset()
+            app("SET enable_seqscan = off", "DO $$ BEGIN ASSERT (SELECT x = 'c' FROM u WHERE id = 1); END $$")
 
 
 def test_a_snapshot_that_is_restored_is_not_the_baseline(database: Database, app: App) -> None:
