@@ -172,10 +172,10 @@ class ResetIsolation:
         if above is None:
             moved.is_over = True
             return
-        if moved.new is None:
-            self.remake()
+        if moved.source is not None:
+            self._make_anew("the baseline below a copy was returned to")
         else:
-            self._take_out(moved.new, moved.sequences)
+            self._take_out(moved)
             for level in above:
                 level.contents = {table: undo.contents(self._watch.undo.connection, table) for table in level.contents}
         if moved.source is not None:
@@ -237,12 +237,19 @@ class ResetIsolation:
         self._shared.restore()
         return Level(source, _by_oid(values))
 
-    def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:
-        """Remove these rows, and set the sequences of these oids to what they are without the level that had both."""
-        tools = self._watch.undo
-        full = tools.put_back({table: (rows, undo.Rows()) for table, rows in new.items()})
-        self._rewind(relations.by_oid(tools.connection, values).values())
-        self._watch.renew(self._watch.look(), full=full)
+    def _take_out(self, moved: Level) -> None:
+        """Make the tables and sequences of `moved`, which is no level any more, what they are without it."""
+        try:
+            tools = self._watch.undo
+            if moved.new is not None:
+                full = tools.put_back({table: (rows, undo.Rows()) for table, rows in moved.new.items()})
+            else:
+                full = tools.refill({table: self._levels.rows(table) for table in moved.contents})
+                self._levels.were_refilled(moved.contents)
+            self._rewind(relations.by_oid(tools.connection, moved.sequences).values())
+            self._watch.renew(self._watch.look(), full=full)
+        except (NotProvenError, psycopg.Error, NotReadyError) as reason:
+            self._make_anew(f"the baseline below could not be put back: {_first_line(reason)}")
 
     def _apply(self, level: Level) -> None:
         """Make a database that is at the level below be at `level`."""
