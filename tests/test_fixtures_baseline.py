@@ -114,7 +114,7 @@ def suite(pytester: pytest.Pytester) -> Path:
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("--pgsandbox-verify=true",), ("-n2", "--dist=loadfile"), ("--pgsandbox-isolation=clone",)]
+    "words", [("--pgsandbox-verify=true",), ("-n2", "--dist=loadfile"), ("--pgsandbox-isolation=clone",)]
 )
 def test_every_scope_loads_for_its_tests_alone(
     suite: Path, pytester: pytest.Pytester, inner: Inner, words: tuple[str, ...]
