@@ -274,3 +274,20 @@ def test_isolations_mix(suite: Path, pytester: pytest.Pytester, inner: Inner) ->
         """
     )
     inner("-W", "error", "--pgsandbox-verify=true").assert_outcomes(passed=6)
+
+
+def test_a_suite_that_isolates_nothing_is_left_alone(suite: Path, pytester: pytest.Pytester, inner: Inner) -> None:
+    pytester.makepyfile(
+        """
+        from common import *
+
+        @pytest.fixture(scope="class")
+        def loaded(): q("INSERT INTO t (x) VALUES ('C')")
+
+        def test_1(): q("INSERT INTO t (x) VALUES ('1')")
+        class Test:
+            def test_2(self, loaded): assert names() == "ab1C"
+        def test_3(): assert names() == "ab1C"
+        """
+    )
+    inner("-W", "error").assert_outcomes(passed=3)
