@@ -27,6 +27,7 @@ _NAMES = frozenset({_NAME, __name__})
 _SESSION = pytest.StashKey["Session"]()
 _NAMED = pytest.StashKey[bool]()
 _FAILED = pytest.StashKey[bool]()
+_ISOLATES = pytest.StashKey[bool]()
 _CONTROLLER_HOST = "the-xdist-controller-has-no-database.pgsandbox.invalid"
 _LOOKING_HOST = "no-test-is-run-so-there-is-no-database.pgsandbox.invalid"
 _LOOKING = (
@@ -271,7 +272,7 @@ def pytest_fixture_setup(
 ) -> Generator[None, Any, Any]:
     """What a fixture loads for several tests is part of their baseline, as long as the fixture lives."""
     session = request.config.stash.get(_SESSION, None)
-    if session is None or fixturedef.scope == "function":
+    if session is None or fixturedef.scope == "function" or not _isolates(request.session):
         return (yield)
     moved: list[Any] = []
 
@@ -291,6 +292,13 @@ def pytest_fixture_setup(
 
 _URL_FIXTURES = frozenset({"pgsandbox", "pgsandbox_url"})
 _FIXTURES = _URL_FIXTURES | {"pgsandbox_connection", "pgsandbox_worker"}
+
+
+def _isolates(run: pytest.Session) -> bool:
+    """Whether any test of the run is isolated; where none is, nothing is reset, whatever fixtures there are."""
+    if _ISOLATES not in run.stash:
+        run.stash[_ISOLATES] = any(_wants_database(item) for item in run.items)
+    return run.stash[_ISOLATES]
 
 
 def _wants_database(item: pytest.Item) -> bool:

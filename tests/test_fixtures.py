@@ -361,6 +361,7 @@ def test_fixtures_may_still_be_named(pgsandbox_connection): create()
 
 @pytest.mark.parametrize("autouse", [True, False])
 def test_autouse_isolates_tests_that_name_no_fixture(inner: Inner, pytester: pytest.Pytester, autouse: bool) -> None:
+    """Without it, a class of unittest still begins at the baseline, as any fixture of wider scope does."""
     pytester.makepyfile(ISOLATED)
     result = inner("--doctest-modules", f"--pgsandbox-autouse={autouse}")
     result.assert_outcomes(**({"passed": 6} if autouse else {"passed": 2, "failed": 4}))

@@ -132,6 +132,7 @@ class ResetIsolation:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
             tools.refuse_lasting_triggers(refills)
             full += tools.refill({table: self._levels.rows(table) for table in refills})
+            self._levels.were_refilled(refills)
             answer = self._watch.ask(since=look.at)
         return full, quiet.seen(answer)
 
@@ -188,10 +189,10 @@ class ResetIsolation:
         if above is None:
             moved.is_over = True
             return
-        if moved.new is None:
-            self.remake()
+        if moved.source is not None:
+            self._make_anew("the baseline below a copy was returned to")
         else:
-            self._take_out(moved.new, moved.sequences)
+            self._take_out(moved)
             for level in above:
                 level.contents = {table: undo.contents(self._watch.undo.connection, table) for table in level.contents}
         if moved.source is not None:
@@ -242,21 +243,31 @@ class ResetIsolation:
         return level
 
     def _level_of_its_own(self) -> Level:
-        with self._server.inside(self._name) as connection:
-            values = sequences.settle(connection)
         self._watch.leave()
         self._shared.shut()
+        self._server.disconnect(self._name)
+        with self._server.inside(self._name) as connection:
+            connection.execute("VACUUM")  # lest a later revival lose what points to its row
+            values = sequences.settle(connection)
         source = self._clones.snapshot()
         self._begin()
         self._shared.restore()
         return Level(source, _by_oid(values))
 
-    def _take_out(self, new: dict[Relation, undo.Rows], values: Iterable[int]) -> None:
-        """Remove these rows, and set the sequences of these oids to what they are without the level that had both."""
-        tools = self._watch.undo
-        found = relations.by_oid(tools.connection, values).values()
-        full = tools.put_back({table: (rows, undo.Rows()) for table, rows in new.items()}, self._values(found))
-        self._watch.renew(self._watch.look(), full=full)
+    def _take_out(self, moved: Level) -> None:
+        """Make the tables and sequences of `moved`, which is no level any more, what they are without it."""
+        try:
+            tools = self._watch.undo
+            values = self._values(relations.by_oid(tools.connection, moved.sequences).values())
+            if moved.new is not None:
+                full = tools.put_back({table: (rows, undo.Rows()) for table, rows in moved.new.items()}, values)
+            else:
+                full = tools.refill({table: self._levels.rows(table) for table in moved.contents})
+                self._levels.were_refilled(moved.contents)
+                full += tools.put_back({}, values)
+            self._watch.renew(self._watch.look(), full=full)
+        except (NotProvenError, psycopg.Error, NotReadyError) as reason:
+            self._make_anew(f"the baseline below could not be put back: {_first_line(reason)}")
 
     def _apply(self, level: Level) -> None:
         """Make a database that is at the level below be at `level`."""

@@ -6,6 +6,7 @@ process's memory, or where that is not enough a database of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,13 @@ class Levels:
                 self._refilled.add(table.oid)
                 return self._rows_from(level.source, table)
         raise AssertionError("the lowest level has a source")
+
+    def were_refilled(self, tables: Iterable[Relation]) -> None:
+        """Know no longer where the rows of these tables lie."""
+        gone = set(tables)
+        for level in self._stack:
+            if level.new is not None and not gone.isdisjoint(level.new):
+                level.new = None
 
     def forget_copy(self) -> None:
         """Drop the database that rows were read from, if there is one."""
