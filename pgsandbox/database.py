@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from pgsandbox import libpq
+from pgsandbox import libpq, pools
 
 if TYPE_CHECKING:
     import psycopg
@@ -105,8 +105,14 @@ class Database:
         return await psycopg.AsyncConnection.connect(self.conninfo, **{**libpq.PLAIN, **options})
 
     def reset(self) -> None:
-        """Bring it back to its baseline; its URL stays. Raises PgsandboxError."""
-        self.isolation.reset()
+        """Bring it to its baseline; its URL stays. Raises PgsandboxError."""
+        with _telling_pools():
+            self.isolation.reset()
+
+    def remake(self) -> None:
+        """Make it anew at its baseline, which cuts its connections; its URL stays. Raises PgsandboxError."""
+        with _telling_pools():
+            self.isolation.remake()
 
     @contextlib.contextmanager
     def baseline(self) -> Iterator[None]:
@@ -115,19 +121,40 @@ class Database:
         Use it in a fixture that loads data for several tests: load, then `with database.baseline(): yield`.
         The baseline of before is given back afterwards, and the database with it.
         """
-        moved = self.isolation.move_baseline()
+        moved = self.move_baseline()
         try:
             yield
         finally:
+            self.return_baseline(moved)
+
+    def move_baseline(self, *, if_changed: bool = False) -> Any:
+        """Make its present state the baseline; what `return_baseline` takes. See `Isolation.move_baseline`."""
+        with _telling_pools():
+            return self.isolation.move_baseline(if_changed=if_changed)
+
+    def return_baseline(self, moved: Any) -> None:
+        """Make the baseline what it was before `moved`, and be there. Raises PgsandboxError."""
+        with _telling_pools():
             self.isolation.return_baseline(moved)
 
     def snapshot(self) -> Snapshot:
         """Its state now, to be given to `restore`. Cuts its connections. Raises PgsandboxError."""
-        return Snapshot(self.isolation.snapshot())
+        with _telling_pools():
+            return Snapshot(self.isolation.snapshot())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Bring back the state of `snapshot`. Cuts its connections. Raises PgsandboxError."""
-        self.isolation.restore(snapshot.name)
+        with _telling_pools():
+            self.isolation.restore(snapshot.name)
+
+
+@contextlib.contextmanager
+def _telling_pools() -> Iterator[None]:
+    """Afterwards, when the database can be entered again, the pools of what was cut off hear of it."""
+    try:
+        yield
+    finally:
+        pools.tell()
 
 
 def _quoted(value: str) -> str:

@@ -282,7 +282,7 @@ def pytest_fixture_setup(
 
     fixturedef.addfinalizer(give_back)  # the first to be added is the last to run
     with _in_words():
-        may_move = session.begin_fixture()
+        may_move = session.begin_fixture(fixturedef.argname)
     result = yield
     if may_move:
         with _in_words():

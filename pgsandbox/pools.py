@@ -12,23 +12,30 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-_state = {"cuts": 0, "is_listening": False}
+_state = {"cuts": 0, "told": 0, "is_listening": False}
 _untold: set[str] = set()
 _MARK = "pgsandbox"
 
 
 def were_cut_off() -> None:
-    """Have every pool look at each connection once more before it hands it out."""
+    """Note that connections were ended; `tell` says so to their pools, once the database can be entered again."""
     _state["cuts"] += 1
+
+
+def tell() -> None:
+    """If connections were cut off since this was last called, have every pool replace those that it has."""
+    if _state["cuts"] == _state["told"]:
+        return
+    _state["told"] = _state["cuts"]
     _tell_sqlalchemy()
     _tell_django()
     found = {
         ("psycopg_pool", "ConnectionPool"): _tell_psycopg,
-        ("psycopg_pool", "AsyncConnectionPool"): _tell_psycopg,
+        ("psycopg_pool", "AsyncConnectionPool"): _tell_psycopg_soon,
         ("asyncpg.pool", "Pool"): _tell_asyncpg,
         ("psycopg2.pool", "AbstractConnectionPool"): lambda _pool: False,
     }
-    kinds = {kind: tell for (module, name), tell in found.items() if (kind := _loaded(module, name))}
+    kinds = {kind: tell_it for (module, name), tell_it in found.items() if (kind := _loaded(module, name))}
     for pool in _instances(tuple(kinds)):
         if not _kind(kinds, pool)(pool):
             _untold.add(f"{type(pool).__module__}.{type(pool).__name__}")
@@ -104,32 +111,30 @@ def _tell_django() -> None:
 
 
 def _tell_psycopg(pool: Any) -> bool:
-    """Let the pool check each connection that it hands out, as its parameter `check` does (psycopg_pool 3.2)."""
-    if not hasattr(pool, "_check"):
-        return False
-    before = pool._check  # noqa: SLF001 -- the parameter that its maker could have given
-    if getattr(before, "is_ours", False):
-        return True
+    """Let the pool replace its connections at once: `drain` is for that (psycopg_pool 3.3), before it was `check`.
 
-    def refuse(connection: Any) -> None:
-        if _is_ended(connection):
-            from psycopg import OperationalError
-
-            connection.pgconn.finish()
-            raise OperationalError("the database was made anew")
-
-    def check(connection: Any) -> Any:
-        refuse(connection)
-        return before(connection) if before else None
-
-    async def check_soon(connection: Any) -> Any:
-        refuse(connection)
-        return await before(connection) if before else None
-
-    chosen: Any = check_soon if type(pool).__name__.startswith("Async") else check
-    chosen.is_ours = True
-    pool._check = chosen  # noqa: SLF001 -- the same
+    Not by its parameter `check`, which is for connections that fail now and then: after each it sleeps for longer.
+    """
+    if not getattr(pool, "closed", False):
+        (pool.drain if hasattr(pool, "drain") else pool.check)()
     return True
+
+
+def _tell_psycopg_soon(pool: Any) -> bool:
+    """The same where the pool belongs to an event loop, whether that is running or between two runs."""
+    if getattr(pool, "closed", False):
+        return True
+    if not hasattr(pool, "drain"):
+        return False
+    import asyncio
+
+    loops = {worker.get_loop() for worker in getattr(pool, "_workers", ())}
+    for loop in loops:
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(pool.drain(), loop)
+        elif not loop.is_closed():
+            loop.run_until_complete(pool.drain())
+    return bool(loops)
 
 
 def _tell_asyncpg(pool: Any) -> bool:

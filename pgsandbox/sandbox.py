@@ -287,6 +287,8 @@ class Sandbox:
     @property
     def why_clone(self) -> str | None:
         """Why a reset has to clone here, in words; None where it can undo, or the server has not started yet."""
+        if self._choice is not None and self._choice.engine == "external":
+            return "the server is not ours"
         return None if self._server is None else self._facts.why_clone
 
     def keep(self, database: Database) -> str:

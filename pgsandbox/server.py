@@ -148,6 +148,7 @@ class Server:
                 connect_timeout=_CONNECT_TIMEOUT,
                 application_name="pgsandbox",
                 prepare_threshold=_ONLY_ON_DEMAND,
+                client_encoding="UTF8",
                 keepalives_idle=30,
             )
             connection.prepared_max = 1000

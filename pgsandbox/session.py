@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import pools
-from pgsandbox.errors import PgsandboxError, StepError, UsageError
+from pgsandbox.errors import PgsandboxError, StepError, UsageError, VerifyError
 from pgsandbox.libpq import MISLEADING
 from pgsandbox.settings import masked
 
@@ -288,7 +288,7 @@ class Session:
 
     def _clean(self, database: Database, *, anew: bool = False) -> None:
         if anew:
-            database.isolation.remake()
+            database.remake()
         else:
             database.reset()
         self._note_clones(database, self._last or "what ran before the first test")
@@ -303,40 +303,50 @@ class Session:
 
     # Fixtures --------------------------------------------------------------------------------------------------------
 
-    def begin_fixture(self) -> bool:
+    def begin_fixture(self, name: str) -> bool:
         """Be at the baseline before a fixture that several tests share is set up; whether that is so.
 
         For a test that is not isolated the database stays as it is: those before it may have left there what it needs.
         Raises PgsandboxError.
         """
-        if self._is_dirty and self._moves_baselines:
-            if not self.isolates:
-                return self.database.isolation.is_untouched()
+        if not self._moves_baselines:
+            return False
+        if self._is_dirty and self.isolates:
             self._clean(self.database)
-        return True
+            return True
+        if self.database.isolation.is_untouched():
+            return True
+        if self.isolates:
+            self.notes.trouble.append(
+                f"fixture {name} was set up in the middle of a test that had written already: what it loads is gone"
+                " after that test; name it in the test's arguments"
+            )
+        return False
 
     def settle_fixture(self, name: str) -> Any:
         """Make what the fixture `name` has just loaded part of the baseline; what `return_fixture` takes."""
         if not self._moves_baselines:
             return None
-        moved = self.database.isolation.move_baseline(if_changed=True)
+        moved = self.database.move_baseline(if_changed=True)
         self._note_clones(self.database, f"fixture {name}")
         return moved
 
     def return_fixture(self, moved: Any, name: str) -> None:
-        """Take out of the baseline what a fixture had loaded, now that it is torn down. Never raises."""
+        """Take out of the baseline what a fixture had loaded, now that it is torn down. Raises VerifyError only."""
         if moved is None or self._sandbox is None or not self._sandbox.is_started:
             return
         try:
-            self.database.isolation.return_baseline(moved)
+            self.database.return_baseline(moved)
             self._note_clones(self.database, f"the end of fixture {name}")
+        except VerifyError:
+            raise
         except Exception as problem:
             self.notes.trouble.append(f"after fixture {name}: {_in_brief(problem)}")
 
     @property
     def _moves_baselines(self) -> bool:
         return (
-            self.settings.isolation == "reset"
+            self.settings.isolation in ("reset", "clone")
             and self._failure is None
             and self._sandbox is not None
             and self._sandbox.is_started

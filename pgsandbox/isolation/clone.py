@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from pgsandbox import pools
+from pgsandbox.isolation.reset import wal
 from pgsandbox.server import limit_with_ours
 
 if TYPE_CHECKING:
@@ -18,7 +21,9 @@ class CloneIsolation:
 
     def __init__(self, server: Server, name: str, *, login: str, template: str, facts: Facts, budget: int) -> None:
         self.made_anew: list[str] = []
-        self.baseline = template
+        self._template = template
+        self._moved: list[str] = []
+        self._over: set[str] = set()
         self._server = server
         self._name = name
         self._login = login
@@ -26,11 +31,18 @@ class CloneIsolation:
         self._budget = budget
         self._numbers = itertools.count(1)
         self._snapshots: set[str] = set()
+        self._written = 0
+
+    @property
+    def baseline(self) -> str:
+        """The database, in the same server, that is the baseline's state."""
+        return self._moved[-1] if self._moved else self._template
 
     def create(self) -> None:
         """Make the database for the first time."""
         if self._server.take_spare(self._name, limit=limit_with_ours(self._budget)):
             self._facts.apply(self._server, self._name, self._login)
+            self._written = self._position()
         else:
             self._clone(self.baseline)
 
@@ -43,24 +55,39 @@ class CloneIsolation:
         self.reset()
 
     def is_untouched(self) -> bool:
-        """False: nobody has looked."""
-        return False
+        """Whether nothing was written in the database since the last clone; where that can't be read, in the server."""
+        now = self._position()
+        if now == self._written or self._facts.why_clone is not None:
+            return now == self._written
+        try:
+            admin = self._server.admin
+            [(oid,)] = self._server.execute("SELECT oid::int8 FROM pg_database WHERE datname = %s", [self._name])
+            return not wal.read(admin, oid, self._written, wal.flush(admin)).files
+        except psycopg.Error:
+            return False
 
     def move_baseline(self, *, if_changed: bool = False) -> str | None:
-        """Make a copy of the database as it is now the baseline; what the baseline was before. Cuts connections.
+        """Make a copy of the database as it is now the baseline; what `return_baseline` takes. Cuts connections.
 
-        With `if_changed` None, and nothing done: what was changed can't be known.
+        With `if_changed` None, and nothing done, where it is untouched.
         """
-        if if_changed:
+        if if_changed and self.is_untouched():
             return None
-        before, self.baseline = self.baseline, self.snapshot()
-        return before
+        self._moved.append(self.snapshot())
+        self._written = self._position()
+        return self._moved[-1]
 
     def return_baseline(self, moved: str | None) -> None:
-        """Make it anew from `moved`, which is the baseline from now on."""
-        if moved is not None:
-            copy, self.baseline = self.baseline, moved
+        """Make it anew from the baseline before `moved`. One that others were moved on top of goes with the last one."""
+        if moved not in self._moved:
+            return
+        self._over.add(moved)
+        over: list[str] = []
+        while self._moved and self._moved[-1] in self._over:
+            over.append(self._moved.pop())
+        if over:
             self.reset()
+        for copy in over:
             self.forget(copy)
 
     def snapshot(self) -> str:
@@ -100,3 +127,9 @@ class CloneIsolation:
     def _clone(self, source: str) -> None:
         self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))
         self._facts.apply(self._server, self._name, self._login)
+        self._written = self._position()
+
+    def _position(self) -> int:
+        """How far the server's log is written, in bytes."""
+        [(position,)] = self._server.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8", often=True)
+        return int(position)

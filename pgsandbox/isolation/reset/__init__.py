@@ -103,7 +103,7 @@ class ResetIsolation:
         if plan is None:
             return False
         full, now = self._carry_out(plan, look)
-        if (now.moved or now.busy) and not self._was_only_read(look, plan):
+        if now.has_moved_since(look) and not self._was_only_read(look, plan):
             return False
         self._watch.renew(now, full=full)
         return True
@@ -124,14 +124,17 @@ class ResetIsolation:
         tools, past = self._watch.undo, self._watch.past.connection
         rows, values = tools.compare(past, plan.tables), self._values(plan.sequences)
         with tools.at_once():
-            full = tools.put_back(rows, values)
+            tools.put_back(rows, values)
             answer = self._watch.ask(since=look.at)
+        full = tools.full(plan.written, rows)
         refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
         if refills:
             if views := [one.name for one in refills if one.kind == VIEW]:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
             tools.refuse_lasting_triggers(refills)
-            full += tools.refill({table: self._levels.rows(table) for table in refills})
+            full += [
+                one for one in tools.refill({table: self._levels.rows(table) for table in refills}) if one not in full
+            ]
             self._levels.were_refilled(refills)
             answer = self._watch.ask(since=look.at)
         return full, quiet.seen(answer)
@@ -158,10 +161,7 @@ class ResetIsolation:
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since the baseline, and nobody has a transaction open."""
-        if self._unwatched is not None:
-            return False
-        look = self._watch.look()
-        return not look.busy and self._watch.is_untouched(look)
+        return self._unwatched is None and self._watch.is_at_baseline()
 
     def move_baseline(self, *, if_changed: bool = False) -> Level | None:
         """Make the present state the baseline. Rows and sequences are kept aside, anything else is a copy, which cuts.
@@ -214,7 +214,7 @@ class ResetIsolation:
                 return False
             level = self._level_of(plan)
             now = self._watch.look(since=look.at)
-            if now.moved or now.busy:
+            if now.has_moved_since(look):
                 return False
             self._watch.renew(now, full=level.contents)  # lest a later revival lose what points to its row
             found.append(level)
@@ -260,11 +260,12 @@ class ResetIsolation:
             tools = self._watch.undo
             values = self._values(relations.by_oid(tools.connection, moved.sequences).values())
             if moved.new is not None:
-                full = tools.put_back({table: (rows, undo.Rows()) for table, rows in moved.new.items()}, values)
+                tools.put_back({table: (rows, undo.Rows()) for table, rows in moved.new.items()}, values)
+                full = list(moved.new)
             else:
                 full = tools.refill({table: self._levels.rows(table) for table in moved.contents})
                 self._levels.were_refilled(moved.contents)
-                full += tools.put_back({}, values)
+                tools.put_back({}, values)
             self._watch.renew(self._watch.look(), full=full)
         except (NotProvenError, psycopg.Error, NotReadyError) as reason:
             self._make_anew(f"the baseline below could not be put back: {_first_line(reason)}")
@@ -274,7 +275,7 @@ class ResetIsolation:
         tools = self._watch.undo
         full = tools.refill(dict(level.contents))
         found = relations.by_oid(tools.connection, level.sequences).values()
-        full += tools.put_back({}, self._values(found))
+        tools.put_back({}, self._values(found))
         if full:
             tools.vacuum(full)
         level.new = None  # its rows lie elsewhere now

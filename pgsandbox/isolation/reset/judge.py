@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pgsandbox.isolation.reset import relations, wal
 from pgsandbox.isolation.reset.errors import NotProvenError
-from pgsandbox.isolation.reset.relations import PG_CLASS, SEQUENCE, TABLE, VIEW, Relation
+from pgsandbox.isolation.reset.relations import BRIN, PG_CLASS, SEQUENCE, TABLE, TOAST, VIEW, Relation
 
 if TYPE_CHECKING:
     from pgsandbox.isolation.reset.shared import Shared
@@ -26,6 +26,8 @@ class Plan:
     refills: list[Relation] = field(default_factory=list)
     """Tables that are in another file than at the baseline: TRUNCATE does that, CLUSTER and VACUUM FULL."""
     sequences: set[Relation] = field(default_factory=set)
+    written: dict[Relation, int] = field(default_factory=dict)
+    """How many records there are of each table and catalog: so much that is dead may be left of it."""
 
 
 class Judge:
@@ -85,8 +87,12 @@ class Judge:
         catalogs: dict[Relation, wal.File] = {}
         for filenode, file in touched.files.items():
             relation = self._known.get(filenode)
+            if file.kinds & wal.SUMMARIES:
+                raise NotProvenError("a BRIN index was summarised")
             if relation is None or not relation.has_content:
                 continue
+            if relation.kind != SEQUENCE:
+                plan.written[relation] = file.records
             kinds = file.kinds - {wal.PAGE}  # the page of a table written whole says what it said
             if relation.kind != SEQUENCE and not all(kind.startswith(("Heap ", "Heap2 ")) for kind in kinds):
                 raise NotProvenError(f"{relation.name} is not stored as a heap")
@@ -109,16 +115,21 @@ class Judge:
         if found.counted:
             raise NotProvenError("VACUUM, ANALYZE or CREATE INDEX left its counts")
         self.forget(found.moved)
-        for relation in relations.by_oid(past, found.moved).values():
+        moved = relations.by_oid(past, found.moved).values()
+        for relation in moved:
             plan.tables.pop(relation, None)
             if relation in plan.unlogged:
                 plan.unlogged.remove(relation)
             if relation.is_catalog:
                 raise NotProvenError("system catalogs were rewritten (VACUUM FULL, REINDEX)")
+            if relation.method == BRIN:
+                raise NotProvenError("a BRIN index was summarised")
             if relation.kind == VIEW:
                 raise NotProvenError(f"the materialized view {relation.name} was refreshed")
             if relation.kind == TABLE:
                 plan.refills.append(relation)
             elif relation.kind == SEQUENCE:
                 plan.sequences.add(relation)
+        if not plan.refills and any(one.kind == TOAST for one in moved):
+            raise NotProvenError("a TOAST table was rewritten")
         return plan

@@ -20,7 +20,8 @@ _LOOK: LiteralString = """
 SELECT (pg_current_wal_insert_lsn() - '0/0')::int8, (pg_current_wal_flush_lsn() - '0/0')::int8, statement_timestamp(),
        coalesce(array_agg(pid) FILTER (WHERE state <> 'idle'), '{}'), coalesce(max(state_change) > %(since)s, false),
        (SELECT coalesce(array_agg(concat_ws(' ', pid, classid, objid, objsubid)), '{}') FROM pg_lock_status()
-        WHERE locktype = 'advisory' AND database = %(database)s::oid)
+        WHERE locktype = 'advisory' AND database = %(database)s::oid),
+       coalesce(array_agg(pid), '{}'), pg_stat_get_db_sessions(%(database)s::oid)
 FROM pg_stat_get_activity(NULL)
 WHERE datid = %(database)s::oid AND backend_type = 'client backend' AND pid <> ALL (%(ours)s)
 """
@@ -38,9 +39,17 @@ class Look:
     busy: frozenset[int]
     """The pids of sessions that run something, or have a transaction open."""
     moved: bool
-    """Whether anybody ran anything after the moment that was asked about."""
+    """Whether anybody who is still there ran anything after the moment that was asked about."""
     advisory: frozenset[str]
     """Advisory locks, each as the pid of its holder and what it is on."""
+    there: frozenset[int]
+    """The pids of all sessions."""
+    sessions: int
+    """How many there ever were, as far as that is counted: a session is when it ends."""
+
+    def has_moved_since(self, earlier: Look) -> bool:
+        """Whether anybody is at work, or has been since `earlier`, if only to come, write, and go."""
+        return bool(self.moved or self.busy or earlier.there - self.there or self.sessions != earlier.sessions)
 
 
 def look(connection: psycopg.Connection[Any], database: int, *, ours: list[int], since: datetime | None = None) -> Look:
@@ -59,8 +68,8 @@ def seen(answer: psycopg.Cursor[Any]) -> Look:
     """The answer to `ask`."""
     row = answer.fetchone()
     assert row is not None
-    written, flushed, at, busy, moved, advisory = row
-    return Look(written, flushed, at, frozenset(busy), moved, frozenset(advisory))
+    written, flushed, at, busy, moved, advisory, there, sessions = row
+    return Look(written, flushed, at, frozenset(busy), moved, frozenset(advisory), frozenset(there), sessions)
 
 
 def end(connection: psycopg.Connection[Any], pids: Iterable[int], *, timeout: float) -> None:

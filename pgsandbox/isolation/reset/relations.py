@@ -14,7 +14,7 @@ from pgsandbox.isolation.reset.errors import NotProvenError
 if TYPE_CHECKING:
     from pgsandbox.isolation.reset.wal import File
 
-PG_CLASS, PG_NAMESPACE = 1259, 2615
+PG_CLASS, PG_NAMESPACE, BRIN = 1259, 2615, 3580
 _FIRST_OF_USERS = 16384
 """Oids below this one are given by initdb (PostgreSQL's source, access/transam.h)."""
 
@@ -23,7 +23,7 @@ TABLE, TOAST, VIEW, SEQUENCE = "r", "t", "m", "S"
 
 _FIND: LiteralString = """
 SELECT coalesce(nullif(relfilenode, 0), pg_relation_filenode(oid))::int8, oid::int8, relkind,
-       oid::regclass::text, relpages
+       oid::regclass::text, relpages, relam::int8
 FROM pg_class
 """
 _BY_FILE: LiteralString = (
@@ -81,6 +81,8 @@ class Relation:
     """Quoted and with its schema, as SQL wants it."""
     pages: int = field(compare=False)
     """Blocks, when it was last counted."""
+    method: int = field(compare=False)
+    """The oid of its access method."""
 
     @property
     def is_catalog(self) -> bool:

@@ -17,7 +17,8 @@ SELECT (to_jsonb(d) - '{oid,datfrozenxid,datminmxid}'::text[])::text, shobj_desc
        (SELECT array_agg((to_jsonb(s) - '{oid,subdbid,subskiplsn}'::text[])::text ORDER BY subname)
         FROM pg_subscription s WHERE subdbid = d.oid),
        (SELECT array_agg(m.roleid ORDER BY m.roleid) FROM pg_auth_members m WHERE m.member = r.oid),
-       (to_jsonb(r) - '{rolpassword}'::text[])::text, md5(r.rolpassword), shobj_description(r.oid, 'pg_authid')
+       (to_jsonb(r) - '{rolpassword,rolconnlimit}'::text[])::text, md5(r.rolpassword),
+       shobj_description(r.oid, 'pg_authid')
 FROM pg_database d, pg_authid r WHERE d.datname = %s AND r.rolname = %s
 """
 

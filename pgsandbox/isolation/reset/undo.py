@@ -39,6 +39,7 @@ SELECT setval(oid::oid::regclass, last, called) FROM unnest(%s::int8[], %s::int8
 _WITH_BLOCKS = "SELECT oid FROM unnest(%s::int8[]) oid WHERE pg_relation_size(oid::oid::regclass) > 0"
 _LASTING = """
 SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgrelid = ANY (%(oids)s) AND tgenabled IN ('A', 'R')
+UNION ALL SELECT attrelid::regclass::text FROM pg_attribute WHERE attrelid = ANY (%(oids)s) AND attgenerated = 's'
 UNION ALL SELECT ev_class::regclass::text FROM pg_rewrite WHERE ev_class = ANY (%(oids)s) AND ev_enabled IN ('A', 'R')
 LIMIT 1
 """
@@ -90,25 +91,30 @@ class Undo:
         """What is done in the block takes one round trip: its answers are there after it, its errors come then."""
         return self.connection.pipeline()
 
-    def put_back(self, rows: dict[Relation, tuple[Rows, Rows]], values: dict[Relation, Value]) -> list[Relation]:
-        """Kill the new rows, revive those that are gone, rewind sequences to `values`; the tables to vacuum now.
+    def put_back(self, rows: dict[Relation, tuple[Rows, Rows]], values: dict[Relation, Value]) -> None:
+        """Kill the new rows, revive those that are gone, rewind sequences to `values`.
 
         With a new row go its versions in between: from a revived row none of them could be reached, and pruning
         would stumble over them.
         """
-        full: list[Relation] = []
         for table, (new, gone) in rows.items():
             if new:
                 self.connection.execute(_KILL, [table.oid, list(new)], prepare=True)
             if gone:
                 self.connection.execute(_REVIVE, [table.oid, list(gone)], prepare=True)
         self._rewind(values)
-        for table, (new, _) in rows.items():
-            self._dead[table.oid] += len(new)
+
+    def full(self, written: dict[Relation, int], rows: dict[Relation, tuple[Rows, Rows]]) -> list[Relation]:
+        """The tables that should be vacuumed now that so many records of them were `written`, and these rows killed."""
+        found: list[Relation] = []
+        for table, records in written.items():
+            self._dead[table.oid] += records
+            new, _ = rows.get(table, (Rows(), Rows()))
             blocks = {tid.partition(",")[0] for tid in new}
-            if self._dead[table.oid] > max(_MANY, table.pages) or (table.pages <= 1 and len(blocks) > 1):
-                full.append(table)
-        return full
+            is_spread = not table.is_catalog and table.pages <= 1 and len(blocks) > 1
+            if is_spread or self._dead[table.oid] > max(_MANY, table.pages):
+                found.append(table)
+        return found
 
     def vacuum(self, tables: Iterable[Relation]) -> None:
         """Give back the room of killed rows, so that a table empty at the baseline has no blocks again."""
@@ -171,7 +177,9 @@ class Undo:
         """Raise NotProvenError if a trigger or rule of these tables would act on us, too."""
         row = self.connection.execute(_LASTING, {"oids": [table.oid for table in tables]}, prepare=True).fetchone()
         if row is not None:
-            raise NotProvenError(f"{row[0]} has triggers or rules that would act on a copy of its rows")
+            raise NotProvenError(
+                f"{row[0]} has triggers, rules or generated columns that would act on a copy of its rows"
+            )
 
 
 def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:

@@ -31,8 +31,11 @@ _NEUTRAL = [
 
 _INSERTS = {"Heap INSERT", "Heap INSERT+INIT", "Heap HEAP_CONFIRM", PAGE}
 
-_INDEXES = ["Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN"]
+_INDEXES = ["Btree", "Hash", "Gin", "Gist", "SPGist"]
 """Resource managers that write indexes only: those follow their tables."""
+
+SUMMARIES = {"BRIN INSERT", "BRIN INSERT+INIT", "BRIN DESUMMARIZE", "BRIN CREATE_INDEX"}
+"""A range of blocks was summarised anew, by the rows that were there then: of what is revived it may know nothing."""
 
 _SINCE_16: LiteralString = r"""
 SELECT reldatabase = 0, relfilenode::int8, resource_manager || ' ' || record_type, array_agg(DISTINCT relblocknumber),
@@ -41,7 +44,8 @@ SELECT reldatabase = 0, relfilenode::int8, resource_manager || ' ' || record_typ
        array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'new[_ ]off:? (\d+)')))
            FILTER (WHERE record_type LIKE 'HOT_UPDATE%%'),
        array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'INSERT%%')
+           FILTER (WHERE record_type LIKE 'INSERT%%'),
+       count(*)
 FROM pg_get_wal_block_info(%(start)s, %(end)s, false)
 WHERE reldatabase IN (0, %(database)s::oid) AND relforknumber = 0
       AND resource_manager <> ALL (%(indexes)s) AND resource_manager || ' ' || record_type <> ALL (%(neutral)s)
@@ -55,7 +59,8 @@ SELECT ref[1] = '0', ref[2]::int8, resource_manager || ' ' || record_type, array
        array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'new[_ ]off:? (\d+)')))
            FILTER (WHERE record_type LIKE 'HOT_UPDATE%%'),
        array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'INSERT%%')
+           FILTER (WHERE record_type LIKE 'INSERT%%'),
+       count(*)
 FROM pg_get_wal_records_info(%(start)s, %(end)s),
      regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') ref
 WHERE ref[1] IN ('0', %(database)s::text)
@@ -75,6 +80,7 @@ class File:
     """The tids of rows that were overwritten in place: `(0,1)`."""
     chained: set[str] = field(default_factory=set)
     """The tids of the new versions that lie beside their old ones and have no index entries of their own (HOT)."""
+    records: int = 0
     inserted: set[str] = field(default_factory=set)
     """The tids of rows that were inserted one by one, whether or not that was committed."""
 
@@ -108,7 +114,7 @@ def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -
     query = _SINCE_16 if admin.info.server_version >= 160000 else _IN_15
     parameters = {"start": lsn(start), "end": lsn(end), "database": database, "indexes": _INDEXES, "neutral": _NEUTRAL}
     touched = Touched()
-    for shared, filenode, kind, blocks, overwritten, chained, inserted in admin.execute(
+    for shared, filenode, kind, blocks, overwritten, chained, inserted, records in admin.execute(
         query, parameters, prepare=True
     ):
         if shared:
@@ -120,6 +126,7 @@ def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -
         file.overwritten.update(overwritten or ())
         file.chained.update(chained or ())
         file.inserted.update(inserted or ())
+        file.records += records
     return touched
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString
 
+import psycopg
 from psycopg import sql
 
 from pgsandbox import pools
@@ -15,8 +16,6 @@ from pgsandbox.isolation.reset.past import Past
 from pgsandbox.isolation.reset.undo import Undo
 
 if TYPE_CHECKING:
-    import psycopg
-
     from pgsandbox.isolation.reset.relations import Relation
     from pgsandbox.server import Server
 
@@ -116,15 +115,27 @@ class Watch:
         raise NotProvenError("connections came back as fast as they were ended")
 
     def is_untouched(self, look: quiet.Look) -> bool:
-        """Whether nothing at all was written since the baseline."""
+        """Whether nothing at all was written in the server since the baseline."""
         return look.written == self._since
+
+    def is_at_baseline(self) -> bool:
+        """Whether nobody has a transaction open, or has written anything to this database since the baseline."""
+        look = self.look()
+        if look.busy or self.has_unlogged:
+            return False
+        if self.is_untouched(look):
+            return True
+        try:
+            return not self.read(look).files
+        except (NotProvenError, psycopg.Error):
+            return False
 
     def read(self, look: quiet.Look) -> wal.Touched:
         """What was written from the baseline until `look`. Raises NotProvenError, psycopg.Error."""
         admin = self._server.admin
         end = look.written if look.flushed >= look.written else wal.flush(admin)
         if end - self._since > _WORTH.get(self._server.version_num // 10000, _WORTH_ELSE):
-            raise NotProvenError(f"{(end - self._since) >> 20} MB were written")
+            raise NotProvenError(f"{(end - self._since) >> 20} MB were written in the server")
         return wal.read(admin, self._oid, self._since, end)
 
     def renew(self, look: quiet.Look, *, full: Iterable[Relation] = ()) -> None:
@@ -136,7 +147,7 @@ class Watch:
             self.past.release()  # what it protects could not be vacuumed
             self.undo.vacuum(full)
         after = self.past.renew(ours=[self.undo.pid], since=look.at)
-        if (after.moved or after.busy) and self.was_written(look):
+        if after.has_moved_since(look) and self.was_written(look):
             raise NotProvenError("somebody went on writing")
         self._since, self._advisory = after.written, after.advisory
 
