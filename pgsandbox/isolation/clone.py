@@ -78,7 +78,7 @@ class CloneIsolation:
         return self._moved[-1]
 
     def return_baseline(self, moved: str | None) -> None:
-        """Make it anew from the baseline before `moved`. One that others were moved on top of goes with the last one."""
+        """Make it anew from the baseline before `moved`. What others were moved on top of goes with the last."""
         if moved not in self._moved:
             return
         self._over.add(moved)

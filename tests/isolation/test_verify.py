@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -441,7 +442,7 @@ def test_two_dumps_need_not_know_of_each_other(sandbox: Sandbox, before: Dump, d
 def test_of_large_tables_no_rows_are_kept(
     sandbox: Sandbox, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgsandbox.isolation.verify.dump._KEPT_BYTES", 0)
+    monkeypatch.setattr(sys.modules["pgsandbox.isolation.verify.dump"], "_KEPT_BYTES", 0)
     before = state(sandbox)
     with database.connect(autocommit=True) as connection:
         connection.execute("UPDATE place SET name = 'barn' WHERE id = 1")

@@ -39,7 +39,10 @@ SELECT setval(oid::oid::regclass, last, called) FROM unnest(%s::int8[], %s::int8
 _WITH_BLOCKS = "SELECT oid FROM unnest(%s::int8[]) oid WHERE pg_relation_size(oid::oid::regclass) > 0"
 _LASTING = """
 SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgrelid = ANY (%(oids)s) AND tgenabled IN ('A', 'R')
-UNION ALL SELECT attrelid::regclass::text FROM pg_attribute WHERE attrelid = ANY (%(oids)s) AND attgenerated = 's'
+UNION ALL SELECT adrelid::regclass::text FROM pg_attrdef a
+JOIN pg_attribute ON attrelid = adrelid AND attnum = adnum AND attgenerated = 's'
+JOIN pg_depend ON classid = 'pg_attrdef'::regclass AND objid = a.oid AND refclassid = 'pg_proc'::regclass
+WHERE adrelid = ANY (%(oids)s)
 UNION ALL SELECT ev_class::regclass::text FROM pg_rewrite WHERE ev_class = ANY (%(oids)s) AND ev_enabled IN ('A', 'R')
 LIMIT 1
 """
@@ -174,12 +177,13 @@ class Undo:
         return [_rows(answer) for answer in then], [_rows(answer) for answer in now]
 
     def refuse_lasting_triggers(self, tables: Iterable[Relation]) -> None:
-        """Raise NotProvenError if a trigger or rule of these tables would act on us, too."""
+        """Raise NotProvenError if a trigger or rule of these tables would act on us, too.
+
+        Or a function of the user's that generates a column: it may say something else than it did.
+        """
         row = self.connection.execute(_LASTING, {"oids": [table.oid for table in tables]}, prepare=True).fetchone()
         if row is not None:
-            raise NotProvenError(
-                f"{row[0]} has triggers, rules or generated columns that would act on a copy of its rows"
-            )
+            raise NotProvenError(f"{row[0]} has triggers, rules or functions that would act on a copy of its rows")
 
 
 def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:

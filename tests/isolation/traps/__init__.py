@@ -132,9 +132,9 @@ CLONED = {
     # What a copy of rows would not come through
     "TRUNCATE checked": 'new row for relation "checked" violates check constraint "checked_n_check"',
     "TRUNCATE timed": 'new row for relation "timed" violates check constraint "timed_at_check"',
-    "TRUNCATE watched": "public.watched has triggers or rules that would act on a copy of its rows",
+    "TRUNCATE watched": "public.watched has triggers, rules or functions that would act on a copy of its rows",
     "BEGIN; TRUNCATE ruled; INSERT INTO ruled VALUES (7); COMMIT": (
-        "public.ruled has triggers or rules that would act on a copy of its rows"
+        "public.ruled has triggers, rules or functions that would act on a copy of its rows"
     ),
     "REFRESH MATERIALIZED VIEW summary": "the materialized view public.summary was refreshed",
     # Tables and what is on them
@@ -217,7 +217,9 @@ CLONED = {
     ),
     "CREATE ROLE joe; GRANT SELECT ON plain TO joe": "the schema was changed (pg_class)",
     # What takes longer to read than to clone
-    "INSERT INTO filled SELECT g, repeat(md5(g::text), 25) FROM generate_series(10001, 35000) g": "26 MB were written",
+    "INSERT INTO filled SELECT g, repeat(md5(g::text), 25) FROM generate_series(10001, 35000) g": (
+        "26 MB were written in the server"
+    ),
 }
 """The database is made anew, which cuts all connections, for this reason."""
 

@@ -119,22 +119,16 @@ def _no_advisory_locks(patch: Any) -> None:
     patch.setattr(quiet, "seen", lambda answer: replace(seen(answer), advisory=frozenset()))
 
 
-def _same_file(patch: Any) -> None:
-    rewind = Undo._rewind
-
-    def set_only(self: Undo, values: dict[Any, Any]) -> None:
-        rewind(self, {sequence: (last, called, False) for sequence, (last, called, _) in values.items()})
-
-    patch.setattr(Undo, "_rewind", set_only)
-
-
 RULES: dict[str, tuple[Callable[[Any], None], str]] = {
     "what was written last is flushed before it is read": (_no_flush, "many|nextval.*generate_series"),
     "unlogged tables are looked at each time": (
         lambda patch: patch.setattr(Undo, "changed", lambda *_: []),
         "INTO unlogged|UPDATE unlogged",
     ),
-    "sequences whose values sessions cache get another file": (_same_file, r"nextval\('cached'\)"),
+    "sequences whose values sessions cache get another file": (
+        lambda patch: patch.setattr(Undo, "invalidate", lambda *_: None),
+        r"nextval\('cached'\)",
+    ),
     "sequences are put back": (lambda patch: patch.setattr(Undo, "_rewind", lambda *_: None), "nextval"),
     "deleted rows are revived": (
         lambda patch: patch.setattr(wal, "_NEUTRAL", [*wal._NEUTRAL, "Heap DELETE"]),
