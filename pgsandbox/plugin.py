@@ -132,6 +132,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _begin(config: pytest.Config, options: Any, args: list[str]) -> None:
+    from pgsandbox import identity as identities
     from pgsandbox import session as sessions
     from pgsandbox import sources
 
@@ -144,18 +145,18 @@ def _begin(config: pytest.Config, options: Any, args: list[str]) -> None:
         root=config.rootpath,
     )
     is_named = not _NAMES.isdisjoint(options.plugins or ()) or bool(settings.env)
-    identity = sessions.worker_identity()
+    identity = identities.worker_identity()
     if identity is None:
-        identity = sessions.new_identity("controller" if _is_parallel(options) else "main")
+        identity = identities.new_identity("controller" if _is_parallel(options) else "main")
     session = sessions.Session(settings, config.rootpath, identity, _narrator(config, is_quiet=identity.is_worker))
     config.stash[_SESSION], config.stash[_NAMED] = session, is_named
     config.add_cleanup(session.close)
     if not is_named:
         return
     if _is_looking(options):
-        session.export_dead(_LOOKING_HOST)
+        session.environment.export_dead(_LOOKING_HOST)
     elif identity.worker == "controller":
-        session.export_dead(_CONTROLLER_HOST)
+        session.environment.export_dead(_CONTROLLER_HOST)
     else:
         session.export()
 
@@ -234,7 +235,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     session = session_of(item.config)
     with _in_words():
-        session.check_environment()
+        session.environment.check()
     session.isolates = _wants_database(item) and not item.config.option.setupplan
     if session.isolates:
         with _in_words():

@@ -1,4 +1,4 @@
-"""One pytest process and its sandbox: who it is, when it starts, what it exports, and what each test gets."""
+"""One pytest process and its sandbox: when it starts, and what each test, and each fixture of several, gets."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import contextlib
 import os
 import re
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import pools
-from pgsandbox.errors import PgsandboxError, StepError, UsageError, VerifyError
+from pgsandbox.environment import Environment
+from pgsandbox.errors import PgsandboxError, StepError, VerifyError
+from pgsandbox.identity import RUN_VARIABLE, Identity
 from pgsandbox.libpq import MISLEADING
-from pgsandbox.settings import masked
+from pgsandbox.notes import Notes
 
 if TYPE_CHECKING:
     from pgsandbox.database import Database
@@ -21,97 +23,8 @@ if TYPE_CHECKING:
     from pgsandbox.sandbox import Sandbox
     from pgsandbox.settings import Settings
 
-RUN_VARIABLE = "_PGSANDBOX_RUN"
-"""Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
-
 _JOIN_TIMEOUT = 30.0
-_SHOWN = 10
 _LOOKING_TIMEOUT = 0.5
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which process of which run this is."""
-
-    run: str
-    worker: str
-    """`gw0` and so on, `main` without xdist, `controller` for the process that runs no test."""
-    workers: int
-    controller: int | None = field(default=None, compare=False)
-    """The pid of the process that started this worker."""
-
-    @property
-    def is_worker(self) -> bool:
-        """Whether it is an xdist worker."""
-        return self.worker not in ("main", "controller")
-
-
-def worker_identity() -> Identity | None:
-    """Who this process is if it is an xdist worker of a run that its parent announced, else None.
-
-    At the time conftest files are imported xdist has only set variables, which a pytest inside a test inherits:
-    the parent's pid tells the two apart. What was announced is for this process alone, and taken out of its sight.
-    """
-    announced, worker = os.environ.get(RUN_VARIABLE), os.environ.get("PYTEST_XDIST_WORKER")
-    if not announced or not worker:
-        return None
-    run, parent, workers = announced.split("/")
-    if int(parent) != os.getppid() and _is_alive(int(parent)):
-        return None
-    del os.environ[RUN_VARIABLE]
-    return Identity(run, worker, int(workers), int(parent))
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether there is a process of that pid; an orphaned worker must not take itself for a run of its own."""
-    if os.name != "posix":
-        return True  # to ask like this would be to end it
-    try:
-        os.kill(pid, 0)
-    except OSError as problem:
-        return isinstance(problem, PermissionError)
-    return True
-
-
-def new_identity(worker: str, workers: int = 1) -> Identity:
-    """A run of its own."""
-    from pgsandbox import places
-
-    return Identity(f"pytest-{places.new_token()}", worker, workers)
-
-
-@dataclass
-class Notes:
-    """What the summary says: collected here, by workers sent to the controller."""
-
-    failed: list[str] = field(default_factory=list)
-    """What a failing init step said, in full: every test says that it failed, and this is said once."""
-    notices: list[str] = field(default_factory=list)
-    """What went otherwise than expected at the start, and was put right."""
-    kept: list[str] = field(default_factory=list)
-    leaked: list[str] = field(default_factory=list)
-    cloned: list[str] = field(default_factory=list)
-    """The tests after which the database had to be made anew, and why."""
-    isolated: list[str] = field(default_factory=list)
-    """How tests are isolated, where the header did not say that it is not as asked for."""
-    trouble: list[str] = field(default_factory=list)
-
-    def add(self, other: dict[str, list[str]]) -> None:
-        """Take in what a worker sent."""
-        for kind, lines in other.items():
-            getattr(self, kind).extend(lines)
-
-    def lines(self) -> list[str]:
-        """All of it, a line each."""
-        return [
-            *dict.fromkeys(self.failed),
-            *dict.fromkeys(self.notices),
-            *(f"leaked: {line}" for line in self.leaked),
-            *(f"kept: {line}" for line in self.kept),
-            *_cloned(self.cloned),
-            *dict.fromkeys(self.isolated),
-            *(f"trouble: {line}" for line in self.trouble),
-        ]
 
 
 class Session:
@@ -121,13 +34,12 @@ class Session:
         self.settings = settings
         self.identity = identity
         self.notes = Notes()
+        self.environment = Environment(settings.env, root)
         self._root = root
         self._progress = progress
         self._sandbox: Sandbox | None = None
         self._failure: PgsandboxError | None = None
         self._background: threading.Thread | None = None
-        self._exported: dict[str, str] = {}
-        self._before: dict[str, str | None] = {}
         self._is_dirty = False
         self._last: str | None = None
         self._is_closing = False
@@ -170,7 +82,7 @@ class Session:
     def announce(self, workers: int) -> None:
         """Let the `workers` processes that this one is about to start know their run."""
         self.identity = replace(self.identity, workers=workers)
-        self._put_aside(RUN_VARIABLE)
+        self.environment.put_aside(RUN_VARIABLE)
         os.environ[RUN_VARIABLE] = f"{self.identity.run}/{os.getpid()}/{workers}"
 
     def become_main(self) -> None:
@@ -232,43 +144,14 @@ class Session:
 
         Where that can't be started, to a dead URL, so that what is imported early fails with a name that explains.
         """
-        self._put_aside(*MISLEADING)  # first: our own connections would be led astray, too
+        self.environment.put_aside(*MISLEADING)  # first: our own connections would be led astray, too
         try:
             environ = self.database.env
         except PgsandboxError:
-            self.export_dead("pgsandbox-could-not-start.invalid")
+            self.environment.export_dead("pgsandbox-could-not-start.invalid")
             return
-        self._export(environ)
+        self.environment.export(environ)
         self._is_dirty = True  # from here on anybody may write to it, be it while conftest files are imported
-
-    def export_dead(self, host: str) -> None:
-        """Set them to a URL that leads nowhere, whose host says why."""
-        url = f"postgresql://pgsandbox@{host}:1/none"
-        environ = {"DATABASE_URL": url, "PGHOST": host, "PGPORT": "1", "PGUSER": "pgsandbox", "PGDATABASE": "none"}
-        self._export(environ)
-        self._exported = {}
-
-    def _export(self, environ: dict[str, str]) -> None:
-        self._exported = {**environ, **dict.fromkeys(self.settings.env, environ["DATABASE_URL"])}
-        self._put_aside(*MISLEADING, *self._exported)
-        os.environ.update(self._exported)
-
-    def _put_aside(self, *names: str) -> None:
-        """Unset variables, remembering what they were until `close`."""
-        for name in names:
-            self._before.setdefault(name, os.environ.pop(name, None))
-
-    def check_environment(self) -> None:
-        """Raise UsageError, saying who won, if a variable that was exported has been overwritten since."""
-        for name, ours in self._exported.items():
-            theirs = os.environ.get(name)
-            if theirs != ours:
-                raise UsageError(
-                    f"{name} is no longer what pgsandbox set it to",
-                    why=f"it is {_masked(name, theirs)} now{_written_in(name, theirs, self._root)}",
-                    hint="load_dotenv() leaves alone what is set, load_dotenv(override=True) does not; if it is meant, "
-                    "leave out -p pgsandbox and the setting env, and use the fixture pgsandbox_url",
-                )
 
     # Tests -----------------------------------------------------------------------------------------------------------
 
@@ -278,7 +161,7 @@ class Session:
         if not self._has_told and self.sandbox.why_clone is not None:
             self.notes.isolated.append(self._isolation())
             self._has_told = True
-        self.check_environment()
+        self.environment.check()
         if isolation != "none" and self._is_dirty:
             self._clean(database, anew=isolation == "clone")
         if connections is not None:
@@ -403,12 +286,7 @@ class Session:
 
     def close(self) -> None:
         """Give back the environment, and end the servers, or this worker's part in them. Never raises."""
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._before = {}
+        self.environment.give_back()
         self._is_closing = True
         if self._background is not None:
             # What it has begun to start must be known before it can be ended; while it looks for an engine, or pulls
@@ -428,34 +306,7 @@ class Session:
             self.notes.trouble.append(_in_brief(problem))
 
 
-def _cloned(lines: list[str]) -> list[str]:
-    """The clones, counted, and the first few of them."""
-    if not lines:
-        return []
-    times = "once" if len(lines) == 1 else f"{len(lines)} times"
-    shown = [f"  {line}" for line in lines[:_SHOWN]]
-    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return [f"cloned: {times} a reset made the database anew, which takes longer and cuts connections:", *shown, *more]
-
-
 def _in_brief(problem: Exception) -> str:
     if isinstance(problem, PgsandboxError):
         return f"{problem.message} ({problem.why})" if problem.why else problem.message
     return f"{type(problem).__name__}: {problem}"
-
-
-def _masked(name: str, value: str | None) -> str:
-    if value is None:
-        return "not set"
-    return "***" if name == "PGPASSWORD" else masked(value)
-
-
-def _written_in(name: str, value: str | None, root: Path) -> str:
-    """The `.env` file that has exactly this value for `name`, if one does."""
-    for file in dict.fromkeys((Path.cwd() / ".env", root / ".env")):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                key, _, text = line.removeprefix("export ").partition("=")
-                if key.strip() == name and text.strip().strip("'\"") == value:
-                    return f", as {file.name} says: a dotenv loader won"
-    return ""

@@ -32,6 +32,7 @@ LAYERS = """
     cli  xdist                                              what a user types; what xdist calls
     plugin  named  bake                                     hooks and fixtures; sandboxes with a name; templates ahead
     session  supervisor                                     one pytest process; the process beside a server
+    environment  identity  notes                            what a session exports, who it is, what it tells
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
     template  cache  connections  isolation.clone  isolation.rollback  isolation.reset  isolation.verify

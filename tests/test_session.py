@@ -13,7 +13,8 @@ import pytest
 from conftest import Inner, Target
 
 from pgsandbox.errors import UsageError
-from pgsandbox.session import Identity, Session, worker_identity
+from pgsandbox.identity import Identity, worker_identity
+from pgsandbox.session import Session
 from pgsandbox.settings import Settings
 
 KEPT = """
@@ -129,14 +130,14 @@ def test_an_overwritten_variable_is_an_error_that_says_who_won(
     (tmp_path / ".env").write_text('DATABASE_URL = "sqlite:///shop.db"\n')
     url = "postgresql://u:p@h:1/d"
     before = dict(os.environ)
-    session._export({"DATABASE_URL": url, "PGHOST": "h", "PGPASSWORD": "p"})
+    session.environment.export({"DATABASE_URL": url, "PGHOST": "h", "PGPASSWORD": "p"})
     assert os.environ["SHOP_URL"] == url
-    session.check_environment()
+    session.environment.check()
     os.environ.pop(name)
     if value is not None:
         os.environ[name] = value
     with pytest.raises(UsageError) as raised:
-        session.check_environment()
+        session.environment.check()
     session.close()
     assert str(raised.value) == f"pgsandbox: {name} is no longer what pgsandbox set it to\n  why: {why}{HINT}"
     assert dict(os.environ) == before
