@@ -25,7 +25,10 @@ def run(target: Target, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def assert_green(done: subprocess.CompletedProcess[str], tests: int = TESTS) -> None:
     assert re.search(rf"^{tests} passed in ", done.stdout, re.MULTILINE), done.stdout[-3000:] + done.stderr[-3000:]
-    assert "pgsandbox" not in done.stdout, "silent on success"
+    told = re.findall(r"^(\w+): ", done.stdout, re.MULTILINE)
+    assert set(told) <= {"pgsandbox", "cloned"}, "on success, of nothing but the tests that change the schema"
+    for line in re.findall(r"^  (tests/\S+): ", done.stdout, re.MULTILINE):
+        assert line.startswith(("tests/test_schema_changes.py", "tests/test_reports.py")), line
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_what_a_test_prepared_and_left_is_rolled_back(some_target: Target) -> No
 
 
 def test_everybody_is_disconnected_whatever_they_are_doing(some_target: Target) -> None:
-    with running(**some_target.settings) as sandbox:
+    with running(**some_target.settings, isolation="clone") as sandbox:  # a reset has two sessions of its own
         database = sandbox.database()
         connections = [database.connect() for _ in range(3)]
         connections[0].execute("CREATE TABLE t ()")
