@@ -222,12 +222,14 @@ class Sandbox:
         Servers that were granted time, by `up` or for a kept database, are only ended with `granted`.
         """
         servers = entries(folder_of(self._run_id) / "servers")
-        left = supervised.end(
-            *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()),
-            timeout=_END_TIMEOUT,
-            removed=False,
-        )
-        self.close()
+        try:
+            left = supervised.end(
+                *(folder for folder in servers if granted or not (folder / supervised.GRANT).exists()),
+                timeout=_END_TIMEOUT,
+                removed=False,
+            )
+        finally:  # also when somebody is tired of waiting: nobody holds them any more, and so they end
+            self.close()
         return [f"the server {folder.name} did not end within {_END_TIMEOUT:g}s" for folder in left]
 
     # Databases -------------------------------------------------------------------------------------------------------

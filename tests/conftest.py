@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,10 @@ from typing import Any, Protocol
 import pytest
 
 from pgsandbox.cache import Cache
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As in a shell's background job. What is started here would not hear of Ctrl-C, either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TARGETS = ("docker-15", "docker-18", "local-15", "local-16", "local-17", "local-18")
 LEFT_DEADLINE = 5.0
