@@ -12,9 +12,9 @@ from typing import Any
 import docker
 import pytest
 from conftest import Inner, Target
-from machine import needs_root, other_user, own_daemon, with_mounts
+from machine import eventually, needs_root, other_user, own_daemon, with_mounts
 
-from pgsandbox import Sandbox, cache, fingerprint
+from pgsandbox import Sandbox, cache, fingerprint, lease
 from pgsandbox.cache import Cache
 from pgsandbox.engines import Notice, images
 from pgsandbox.engines.docker import DockerEngine
@@ -45,7 +45,9 @@ def notices(target: Target, root: Path, **settings: Any) -> list[str]:
     with Sandbox(root=root, progress=said.append, **settings) as sandbox:
         with sandbox.database().connect() as connection:
             assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        server = Path(sandbox.server.running.folder)
         assert sandbox.stop() == []
+    assert eventually(lambda: not lease.is_supervised(server)), "what was started is removed, and its image free"
     return [text for text in said if isinstance(text, Notice)]
 
 
@@ -230,11 +232,13 @@ def test_a_daemon_that_was_restarted_still_has_what_is_kept(schema: Path, monkey
     with own_daemon(DOCKER.settings["image"]) as daemon:
         first = daemon.python(*words)
         assert (first.returncode, "pgsandbox: schema.sql\n" in first.stderr) == (0, True), first.stderr
+        assert eventually(lambda: not daemon.docker("ps", "--all", "--quiet").stdout.strip())
         daemon.stop()
         daemon.start()
         second = daemon.python(*words)
         assert (second.returncode, second.stderr) == (0, f"pgsandbox: starting {DOCKER.settings['image']}\n")
         [entry] = Cache().entries()
+        assert eventually(lambda: not daemon.docker("ps", "--all", "--quiet").stdout.strip())
         left = daemon.docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.decode().split()
         assert sorted(left) == sorted([DOCKER.settings["image"], entry.where])
     with contextlib.closing(Sandbox(root=schema, init=["schema.sql"], **DOCKER.settings)) as sandbox:
