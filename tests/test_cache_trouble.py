@@ -225,20 +225,26 @@ def test_an_image_that_no_server_starts_from_is_built_anew(schema: Path) -> None
 
 @needs_root
 @pytest.mark.docker
-def test_a_daemon_that_was_restarted_still_has_what_is_kept(schema: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_daemon_that_was_restarted_still_has_what_is_kept(
+    schema: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in DOCKER.environ.items():
         monkeypatch.setenv(name, value)
     words = ("-m", "pgsandbox", "run", "--init", "schema.sql", "--", "true")
     with own_daemon(DOCKER.settings["image"]) as daemon:
         first = daemon.python(*words)
         assert (first.returncode, "pgsandbox: schema.sql\n" in first.stderr) == (0, True), first.stderr
-        assert eventually(lambda: not daemon.docker("ps", "--all", "--quiet").stdout.strip())
+        assert eventually(lambda: not list(runtime.glob("runs/*"))), (
+            "what was started is removed while there is a daemon"
+        )
         daemon.stop()
         daemon.start()
         second = daemon.python(*words)
         assert (second.returncode, second.stderr) == (0, f"pgsandbox: starting {DOCKER.settings['image']}\n")
         [entry] = Cache().entries()
-        assert eventually(lambda: not daemon.docker("ps", "--all", "--quiet").stdout.strip())
+        assert eventually(lambda: not list(runtime.glob("runs/*"))), (
+            "what was started is removed while there is a daemon"
+        )
         left = daemon.docker("images", "--format", "{{.Repository}}:{{.Tag}}").stdout.decode().split()
         assert sorted(left) == sorted([DOCKER.settings["image"], entry.where])
     with contextlib.closing(Sandbox(root=schema, init=["schema.sql"], **DOCKER.settings)) as sandbox:
