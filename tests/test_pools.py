@@ -205,7 +205,7 @@ def test_it_was_cut_and_does_not_notice():
 
 def test_it_was_not_cut_again():
     assert count() == 0
-    assert pids() == first[1]
+    assert first[1] <= pids()  # a pool may grow
 """
 
 
