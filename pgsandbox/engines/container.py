@@ -138,9 +138,14 @@ class Output:
 
     def close(self) -> None:
         """Hear no more of it."""
-        # Closing the stream ends the reading of it; its response has the socket, which nobody else would close.
-        for part in (self._stream, getattr(self._stream, "_response", self._stream)):
-            with contextlib.suppress(Exception):  # the container may have closed it first
+        # Closing the stream ends the reading of it; its response has the socket, which nobody else would close: nor
+        # would the stream, where shutting it down fails since the container has closed it first.
+        response = getattr(self._stream, "_response", self._stream)
+        socket: Any = None
+        with contextlib.suppress(AttributeError):
+            socket = response.raw._fp.fp.raw._sock  # noqa: SLF001 -- where the stream looks for it itself
+        for part in (self._stream, response, socket):
+            with contextlib.suppress(Exception):
                 part.close()
 
     def _gather(self, stream: Any) -> None:
