@@ -521,7 +521,8 @@ def test_run_gives_a_command_its_database_and_returns_its_exit_code(project: Pat
     script = 'psql -Atc "SELECT session_user"; [ "$SHOP_URL" = "$DATABASE_URL" ] || exit 1; cat; echo "no" >&2; exit 7'
     done = cli("run", "--pgsandbox-env", "SHOP_URL", "--", "sh", "-c", script, input="its own stdin\n")
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (7, "pgsandbox_main\nits own stdin\n", "no")
-    assert not list(runtime.glob("runs/*/servers/*")), "it waits for the end of the server"
+    gone = eventually(lambda: not list(runtime.glob("runs/*/servers/*")), timeout=1.0)
+    assert gone, "it waits for the end of the server, and what is left of it is being removed"
 
 
 @pytest.mark.parametrize(
