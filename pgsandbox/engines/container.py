@@ -129,6 +129,9 @@ class Output:
     def __init__(self, stream: Any) -> None:
         self._lines: collections.deque[str] = collections.deque(maxlen=200)
         self._stream = stream
+        self._socket: Any = None
+        with contextlib.suppress(AttributeError):  # now: when the container has ended, there is no way to it any more
+            self._socket = stream._response.raw._fp.fp.raw._sock  # noqa: SLF001 -- where the stream looks for it itself
         self.ended = threading.Event()
         threading.Thread(target=self._gather, args=(stream,), name="pgsandbox-container-output", daemon=True).start()
 
@@ -140,11 +143,7 @@ class Output:
         """Hear no more of it."""
         # Closing the stream ends the reading of it; its response has the socket, which nobody else would close: nor
         # would the stream, where shutting it down fails since the container has closed it first.
-        response = getattr(self._stream, "_response", self._stream)
-        socket: Any = None
-        with contextlib.suppress(AttributeError):
-            socket = response.raw._fp.fp.raw._sock  # noqa: SLF001 -- where the stream looks for it itself
-        for part in (self._stream, response, socket):
+        for part in (self._stream, getattr(self._stream, "_response", self._stream), self._socket):
             with contextlib.suppress(Exception):
                 part.close()
 
