@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -91,16 +90,8 @@ class Baker:
                 return self._keep(cache, seed, head)
 
     def _keep(self, cache: Cache, seed: dict[str, Any], note: dict[str, Any]) -> Entry:
-        entry = Entry(
-            key=self._key(),
-            engine=self._sandbox.choice.engine,
-            version=note["version"],
-            seed=seed,
-            facts=note["facts"],
-            size=seed["size"],
-            project=str(self._root),
-            created=time.time(),
-        )
+        choice, version, facts = self._sandbox.choice, note["version"], note["facts"]
+        entry = Entry.of(self._key(), seed, choice=choice, version=version, facts=facts, root=self._root)
         cache.keep(entry, limit=self._settings.cache_size)
         return entry
 

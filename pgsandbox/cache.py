@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, places
 from pgsandbox.errors import NotReadyError, PgsandboxError
 from pgsandbox.fingerprint import FORMAT
 from pgsandbox.run import entries, read_record, write_record
+
+if TYPE_CHECKING:
+    from pgsandbox.engines import Choice
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class Entry:
     """Unix time."""
     used: float = 0.0
     """Unix time of the last start from it."""
+
+    @staticmethod
+    def of(key: str, seed: dict[str, Any], *, choice: Choice, version: str, facts: dict[str, Any], root: Path) -> Entry:
+        """A template of the project at `root` that has just been made, or brought here, as `seed`."""
+        return Entry(
+            key=key,
+            engine=choice.engine,
+            version=version,
+            seed=seed,
+            facts=facts,
+            size=seed["size"],
+            project=str(root),
+            created=time.time(),
+        )
 
     @property
     def where(self) -> str:

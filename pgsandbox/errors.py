@@ -134,6 +134,12 @@ class NoSuchProgramError(ProgramError):
     exit_code = 127
 
 
+def first_line(said: object, otherwise: str | None = None) -> str:
+    """The first line of what an exception or a program said; of nothing `otherwise`, or the kind of the exception."""
+    lines = str(said or "").strip().splitlines()
+    return lines[0] if lines else otherwise or type(said).__name__
+
+
 def _kinds() -> dict[str, type[PgsandboxError]]:
     found: dict[str, type[PgsandboxError]] = {}
     todo: list[type[PgsandboxError]] = [PgsandboxError]

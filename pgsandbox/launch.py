@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pgsandbox import engines, lease, places, tuning
 from pgsandbox.cache import Cache, Entry
 from pgsandbox.engines import Choice, Notice, Order, Progress, Running, Seeding, supervised
-from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError
+from pgsandbox.errors import PgsandboxError, PlaceError, SeedError, ServerError, first_line
 from pgsandbox.run import Run, entries, write_record
 
 if TYPE_CHECKING:
@@ -118,7 +117,9 @@ class Launcher:
             if wrong is not None:
                 self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
             if entry is None:
-                entry = self._entry(key, self._make_seed(Seeding.KEPT, cache.prepare(), key))
+                made = self._make_seed(Seeding.KEPT, cache.prepare(), key)
+                version, facts = self._choice.version, made["facts"]
+                entry = Entry.of(key, made["seed"], choice=self._choice, version=version, facts=facts, root=self._root)
                 cache.keep(entry, limit=self._settings.cache_size)
         return entry
 
@@ -146,7 +147,7 @@ class Launcher:
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
         except ServerError as problem:
             said = problem.message if isinstance(problem, SeedError) else "no server starts from the kept template"
-            self._progress(Notice(f"{said} ({_first_line(problem.why)}): it is built anew"))
+            self._progress(Notice(f"{said} ({first_line(problem.why, 'it did not say why')}): it is built anew"))
             record = self.seed(instead_of=record)
             server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
         return server, _facts(record["facts"])
@@ -162,18 +163,6 @@ class Launcher:
         except PlaceError as problem:
             self._progress(Notice(f"the template is not kept: {problem.message} ({problem.why})"))
             return self._make_seed(Seeding.RUN, self._run.folder, "seed")
-
-    def _entry(self, key: str, record: dict[str, Any]) -> Entry:
-        return Entry(
-            key=key,
-            engine=self._choice.engine,
-            version=self._choice.version,
-            seed=record["seed"],
-            facts=record["facts"],
-            size=record["seed"]["size"],
-            project=str(self._root),
-            created=time.time(),
-        )
 
     def _make_seed(self, seeding: Seeding, folder: Path, name: str) -> dict[str, Any]:
         server = self._launch(held_by=self._run.folder, workers=1, seeding=seeding)
@@ -269,7 +258,3 @@ def _facts(record: dict[str, Any]) -> Facts:
     from pgsandbox.template import Facts
 
     return Facts.from_record(record)
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0] or "it did not say why"

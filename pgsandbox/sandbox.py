@@ -342,8 +342,7 @@ class Sandbox:
             return isolation
         from pgsandbox.isolation.verify import VerifiedIsolation
 
-        is_alone = self.server.is_ours and (self.scope == "worker" or self.workers == 1)
-        return VerifiedIsolation(isolation, self.server, address, is_alone=is_alone)
+        return VerifiedIsolation(isolation, self.server, address, is_alone=self._is_alone)
 
     def _isolation(self, name: str, password: str) -> CloneIsolation | ResetIsolation:
         clones = self._clones(name, name)
@@ -358,8 +357,7 @@ class Sandbox:
         from pgsandbox.isolation.reset import ResetIsolation
         from pgsandbox.isolation.reset.shared import Shared
 
-        is_alone = self.server.is_ours and (self.workers == 1 or not self._is_shared)
-        shared = Shared(self.server, name, name, alone=is_alone, relogin=relogin)
+        shared = Shared(self.server, name, name, alone=self._is_alone, relogin=relogin)
         return ResetIsolation(clones, self.server, name, facts=self._facts, shared=shared)
 
     def _clones(self, name: str, login: str) -> CloneIsolation:
@@ -378,6 +376,11 @@ class Sandbox:
                 self._spare = supervised.ahead(folder)
             self._run = Run(self._run_id)
         return self._run
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether nobody else uses the server: then whatever is done to it, this worker did."""
+        return self.server.is_ours and (self.scope == "worker" or self.workers == 1)
 
     @property
     def _is_shared(self) -> bool:

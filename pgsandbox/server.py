@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from pgsandbox import engines, libpq, scram, tuning
-from pgsandbox.errors import NotReadyError, ServerError
+from pgsandbox.errors import NotReadyError, ServerError, first_line
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Layout, Running
@@ -156,7 +156,7 @@ class Server:
         except psycopg.OperationalError as problem:
             raise ServerError(
                 f"the {self.engine} server at {self.host}:{self.port} does not answer",
-                why=_first_line(problem),
+                why=first_line(problem),
                 hint="if it was stopped on purpose, run again; otherwise look at its log with `pgsandbox logs`",
             ) from problem
 
@@ -179,7 +179,7 @@ class Server:
         except psycopg.errors.DiskFull as problem:
             raise disk_full(self, problem) from problem
         except psycopg.Error as problem:
-            raise ServerError("the server refused", why=_first_line(problem)) from problem
+            raise ServerError("the server refused", why=first_line(problem)) from problem
 
     # Roles -----------------------------------------------------------------------------------------------------------
 
@@ -326,18 +326,22 @@ class Server:
 
         First by ourselves: where DROP DATABASE has to end somebody it sleeps for 100 ms before it looks again.
         """
-        self._roll_back_prepared(name)
+        self.roll_back_prepared(name)
         self._end_subscriptions(name)
         self.disconnect(name)
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def _roll_back_prepared(self, database: str) -> None:
-        """Roll back what was prepared in `database`: with that, it could be neither dropped nor copied."""
-        if self.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [database]):
+    def roll_back_prepared(self, database: str) -> bool:
+        """Roll back what was prepared in `database`, which can be neither dropped nor copied with it; whether any was.
+
+        On a connection of its own: it has to be one to that database, and psycopg forgets what it has prepared in it.
+        """
+        prepared = self.execute("SELECT gid FROM pg_prepared_xacts WHERE database = %s", [database])
+        if prepared:
             with self.inside(database) as connection:
-                prepared = connection.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
-                for (gid,) in prepared.fetchall():
+                for (gid,) in prepared:
                     connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+        return bool(prepared)
 
     def _end_subscriptions(self, database: str) -> None:
         """Drop the subscriptions of `database`, which can't be dropped with them, and leave their publishers alone."""
@@ -404,7 +408,7 @@ def disk_full(server: Server, problem: psycopg.Error) -> ServerError:
     """The error for a server whose disk, or tmpfs, is full."""
     return ServerError(
         f"the {server.engine} server has no space left",
-        why=_first_line(problem),
+        why=first_line(problem),
         hint="free some space; a container's data is on a tmpfs, that is in memory",
     )
 
@@ -412,7 +416,3 @@ def disk_full(server: Server, problem: psycopg.Error) -> ServerError:
 def limit_with_ours(budget: int) -> int:
     """The connections that a worker's database allows: its budget and what pgsandbox itself may need."""
     return budget + tuning.OURS
-
-
-def _first_line(problem: BaseException) -> str:
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.errors import EngineError
+from pgsandbox.errors import EngineError, first_line
 
 if TYPE_CHECKING:
     import docker
@@ -129,10 +129,6 @@ def _has_tag(name: str) -> bool:
 def _not_pulled(name: str, why: str) -> EngineError:
     return EngineError(
         f"docker: the image {name} is not here and can't be pulled",
-        why=_first_line(why),
+        why=first_line(why, "the registry gave no reason"),
         hint=f"check the name and the network, try `docker pull {name}`, or use --pgsandbox-engine=local",
     )
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "the registry gave no reason"

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from pgsandbox import libpq, scram
-from pgsandbox.errors import NotReadyError, PgsandboxError
+from pgsandbox.errors import NotReadyError, PgsandboxError, first_line
 
 _PAUSE = 0.02
 
@@ -47,7 +47,7 @@ def wait_and_rekey(
                 connection.execute(alter.format(sql.Identifier(user), sql.Literal(scram.verifier(fresh))))
                 return fresh, short_version(connection.info.server_version)
         except psycopg.Error as problem:
-            reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+            reason = first_line(problem)
         if (error := died()) is not None:
             raise error
         time.sleep(_PAUSE)

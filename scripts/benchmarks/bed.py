@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import os
@@ -66,6 +67,14 @@ class Bed:
         if self.binaries:
             environ |= {"BENCH_BINARIES": str(self.binaries), "PATH": f"{self.binaries}:{environ['PATH']}"}
         return {**environ, **more}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What it is to stand on."""
+    official, binaries = f"postgres:{MAJOR}-alpine", os.environ.get(f"TEST_BIN_{MAJOR}")
+    image = os.environ.get(f"TEST_IMAGE_{MAJOR}") or official
+    parser.add_argument("--image", default=image, help=f"default: $TEST_IMAGE_{MAJOR}, else {official}")
+    parser.add_argument("--binaries", default=binaries, help=f"their folder; default: $TEST_BIN_{MAJOR}, else found")
 
 
 @contextlib.contextmanager

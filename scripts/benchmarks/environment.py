@@ -23,11 +23,18 @@ class NotInstalled(Exception):  # noqa: N818 -- it says what happened
 
 
 def prepare() -> dict[str, str]:
-    """Make the environment, or bring it up to date; why a peer is not in it, by its name. Raises NotInstalled.
+    """Make the environment, or bring it up to date; why a peer is not in it, by its name. Ends us where it can't be.
 
     pip compiles what it installs, so no run pays for that. pgsandbox is installed as a copy, not editable: nobody who
     works on the checkout meanwhile changes what is measured.
     """
+    try:
+        return _prepared()
+    except NotInstalled as problem:
+        sys.exit(f"bench: {FOLDER.relative_to(ROOT)} can't be made: {problem}")
+
+
+def _prepared() -> dict[str, str]:
     wanted = {"folder": str(FOLDER), "python": sys.version, "requires": [*_SHARED, *_requirements()]}
     stamp = json.loads(_STAMP.read_text()) if _STAMP.is_file() else {}
     state = _checkout()  # before it is installed: what is changed meanwhile is installed again the next time

@@ -8,10 +8,9 @@ import secrets
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import environment, processes, schema
+from benchmarks import helpers, processes, schema
 from benchmarks.peers import MAJOR
 from benchmarks.report import say, table
 
@@ -79,13 +78,9 @@ def _weights(engine: str, where: Bed, tables: int) -> tuple[Weight, Weight]:
     say(f"memory, {engine}")
     try:
         for number in range(_WORKERS):
-            holder = _holder(engine, where, folder, run, number)
-            holders.append(holder)
-            assert holder.stdout is not None
-            line = holder.stdout.readline()
-            if not line:
-                raise LookupError(f"failed: {_last_words(folder)}")
-            said.append(json.loads(line))
+            words = [engine, where.image, str(MAJOR), run, f"gw{number}", str(_WORKERS)]
+            holders.append(helpers.started("hold.py", words, where=where, folder=folder))
+            said.append(json.loads(helpers.line_of(holders[-1], folder)))
             if number in (0, _WORKERS - 1):
                 weights.append(_weigh(where, {one.pid for one in holders}, said))
     finally:
@@ -94,32 +89,6 @@ def _weights(engine: str, where: Bed, tables: int) -> tuple[Weight, Weight]:
                 holder.stdin.close()
             holder.wait(60)
     return weights[0], weights[1]
-
-
-def _holder(engine: str, where: Bed, folder: Path, run: str, number: int) -> subprocess.Popen[str]:
-    words = [
-        str(Path(__file__).with_name("hold.py")),
-        engine,
-        where.image,
-        str(MAJOR),
-        run,
-        f"gw{number}",
-        str(_WORKERS),
-    ]
-    with (folder / "errors").open("w") as errors:
-        return subprocess.Popen(
-            [str(environment.PYTHON), *words],
-            cwd=folder,
-            env=where.environ({}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-
-
-def _last_words(folder: Path) -> str:
-    return ((folder / "errors").read_text().strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _weigh(where: Bed, holders: set[int], said: list[dict[str, object]]) -> Weight:

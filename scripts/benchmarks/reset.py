@@ -15,7 +15,6 @@ import os
 import secrets
 import statistics
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from benchmarks import bed, environment, processes
@@ -40,20 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tests", type=int, default=60, help="tests in each process (default: 60)")
     parser.add_argument("--tables", type=int, action="append", help="size of the schema; may be repeated (default: 50)")
     parser.add_argument("--only", action="append", choices=list(HOW), metavar="WHO", help=f"of {'; '.join(HOW)}")
-    official, binaries = f"postgres:{MAJOR}-alpine", os.environ.get(f"TEST_BIN_{MAJOR}")
-    image = os.environ.get(f"TEST_IMAGE_{MAJOR}") or official
-    parser.add_argument("--image", default=image, help=f"default: $TEST_IMAGE_{MAJOR}, else {official}")
-    parser.add_argument("--binaries", default=binaries, help=f"their folder; default: $TEST_BIN_{MAJOR}, else found")
+    bed.add_arguments(parser)
 
 
 def run(given: argparse.Namespace) -> int:
     """Measure, and print the tables."""
     sizes = given.tables or [50]
     with bed.made(given.image, given.binaries) as where:
-        try:
-            environment.prepare()
-        except environment.NotInstalled as problem:
-            sys.exit(f"bench: {environment.FOLDER.relative_to(environment.ROOT)} can't be made: {problem}")
+        environment.prepare()
         print(f"pgsandbox {environment.checkout()}; PostgreSQL {MAJOR}; {os.cpu_count()} processors")
         busy = processes.calm(0)
         print(f"busy with others' work before: {busy:.0%}", flush=True)

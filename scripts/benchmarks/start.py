@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 from typing import TYPE_CHECKING
 
 from benchmarks import bed, environment, memory, processes, runs
@@ -33,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [peer.name for peer in PEERS]
     everybody = "; ".join(names)
     parser.add_argument("--only", action="append", choices=names, metavar="WHO", help=f"may be repeated: {everybody}")
-    official, binaries = f"postgres:{MAJOR}-alpine", os.environ.get(f"TEST_BIN_{MAJOR}")
-    image = os.environ.get(f"TEST_IMAGE_{MAJOR}") or official
-    parser.add_argument("--image", default=image, help=f"default: $TEST_IMAGE_{MAJOR}, else {official}")
-    parser.add_argument("--binaries", default=binaries, help=f"their folder; default: $TEST_BIN_{MAJOR}, else found")
+    bed.add_arguments(parser)
     parser.add_argument("--patience", type=float, default=0, help="seconds to wait before a run while others are busy")
     parser.add_argument("--no-memory", action="store_true", help="leave out the table of memory")
 
@@ -45,10 +41,7 @@ def run(given: argparse.Namespace) -> int:
     """Measure, and print the tables."""
     sizes = given.tables or [50]
     with bed.made(given.image, given.binaries) as where:
-        try:
-            missing = environment.prepare()
-        except environment.NotInstalled as problem:
-            sys.exit(f"bench: {environment.FOLDER.relative_to(environment.ROOT)} can't be made: {problem}")
+        missing = environment.prepare()
         peers = [peer for peer in PEERS if not given.only or peer.name in (*given.only, _NOTHING)]
         every = [runs.prepare(peer, size, where, missing) for size in sizes for peer in peers]
         others = _rounds(every, where, given.rounds, given.patience)

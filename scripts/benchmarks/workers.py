@@ -14,12 +14,11 @@ import os
 import secrets
 import statistics
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import bed, environment, processes, schema
+from benchmarks import bed, environment, helpers, processes, schema
 from benchmarks.peers import MAJOR
 from benchmarks.report import ratio, say, spread, table
 
@@ -48,18 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scope", choices=["auto", "session", "worker"], default="auto", help="default: each one's own"
     )
-    image, binaries = os.environ.get(f"TEST_IMAGE_{MAJOR}"), os.environ.get(f"TEST_BIN_{MAJOR}")
-    parser.add_argument("--image", default=image or f"postgres:{MAJOR}-alpine", help=f"default: $TEST_IMAGE_{MAJOR}")
-    parser.add_argument("--binaries", default=binaries, help=f"their folder; default: $TEST_BIN_{MAJOR}, else found")
+    bed.add_arguments(parser)
 
 
 def run(given: argparse.Namespace) -> int:
     """Measure, and print the table."""
     with bed.made(given.image, given.binaries) as where:
-        try:
-            environment.prepare()
-        except environment.NotInstalled as problem:
-            sys.exit(f"bench: {environment.FOLDER.relative_to(environment.ROOT)} can't be made: {problem}")
+        environment.prepare()
         missing = {"docker": where.why_no_docker, "local": where.why_no_binaries}
         every = {engine: Series(failure=missing[engine]) for engine in given.engine or ENGINES}
         folders = {engine: _project(where, engine, given.tables) for engine in every}
@@ -100,15 +94,16 @@ def _entered(engine: str, where: Bed, folder: Path, workers: int, scope: str) ->
     started: list[subprocess.Popen[str]] = []
     try:
         started.extend(
-            _worker(where, folder, [*words, f"gw{number}", str(workers), scope]) for number in range(workers)
+            helpers.started("enter.py", [*words, f"gw{number}", str(workers), scope], where=where, folder=folder)
+            for number in range(workers)
         )
         for process in started:
-            _line(process, folder)
+            helpers.line_of(process, folder)
         for process in started:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        said = [json.loads(_line(process, folder)) for process in started]
+        said = [json.loads(helpers.line_of(process, folder)) for process in started]
     finally:
         for process in started:
             assert process.stdin is not None
@@ -117,27 +112,6 @@ def _entered(engine: str, where: Bed, folder: Path, workers: int, scope: str) ->
             process.wait(60)
         processes.outlive(5.0)
     return max(one["seconds"] for one in said), said[0]["scope"]
-
-
-def _worker(where: Bed, folder: Path, words: list[str]) -> subprocess.Popen[str]:
-    with (folder / "errors").open("a") as errors:
-        return subprocess.Popen(
-            [str(environment.PYTHON), str(Path(__file__).with_name("enter.py")), *words],
-            cwd=folder,
-            env=where.environ({}),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-
-
-def _line(process: subprocess.Popen[str], folder: Path) -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise LookupError(f"failed: {((folder / 'errors').read_text().strip().splitlines() or ['no word'])[-1]}")
-    return line
 
 
 def _show(every: dict[str, Series], given: argparse.Namespace, others: list[float]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from pgsandbox.errors import NotReadyError
+from pgsandbox.errors import NotReadyError, first_line
 from pgsandbox.isolation import sequences
 from pgsandbox.isolation.reset import quiet, relations, undo
 from pgsandbox.isolation.reset.errors import NotProvenError
@@ -76,7 +76,7 @@ class ResetIsolation:
         except NotProvenError as reason:
             self._make_anew(str(reason))
         except (psycopg.Error, NotReadyError) as problem:
-            self._make_anew(_first_line(problem) if self._watch.has_past else _WAITED)
+            self._make_anew(first_line(problem) if self._watch.has_past else _WAITED)
 
     def remake(self) -> None:
         """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
@@ -97,7 +97,7 @@ class ResetIsolation:
     def _is_undone(self) -> bool:
         """Whether it is at its baseline now; False where somebody got in the way. Raises NotProvenError."""
         look = self._watch.settle()
-        if self._watch.is_untouched(look) and not self._judge.has_unlogged:
+        if self._watch.is_untouched(look) and not self._watch.has_unlogged:
             return True
         plan = self._judge.plan(self._watch.read(look))
         if plan is None:
@@ -131,10 +131,8 @@ class ResetIsolation:
         if refills:
             if views := [one.name for one in refills if one.kind == VIEW]:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
-            tools.refuse_lasting_triggers(refills)
-            full += [
-                one for one in tools.refill({table: self._levels.rows(table) for table in refills}) if one not in full
-            ]
+            refilled = tools.refill({table: self._levels.rows(table) for table in refills})
+            full += [table for table in refilled if table not in full]
             self._levels.were_refilled(refills)
             answer = self._watch.ask(since=look.at)
         return full, quiet.seen(answer)
@@ -161,19 +159,23 @@ class ResetIsolation:
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since the baseline, and nobody has a transaction open."""
-        return self._unwatched is None and self._watch.is_at_baseline()
+        return self._unwatched is None and self._watch.is_at_baseline(self._watch.look())
 
     def move_baseline(self, *, if_changed: bool = False) -> Level | None:
         """Make the present state the baseline. Rows and sequences are kept aside, anything else is a copy, which cuts.
 
         With `if_changed` None, and nothing done, where it is the baseline already or somebody has a transaction open.
         """
-        if if_changed and (self._unwatched is not None or self._watch.look().busy or self.is_untouched()):
-            return None
+        if if_changed:
+            if self._unwatched is not None:
+                return None
+            look = self._watch.look()
+            if look.busy or self._watch.is_at_baseline(look):
+                return None
         try:
             level = self._level_of_rows()
         except (NotProvenError, psycopg.Error, NotReadyError) as reason:
-            self.made_anew.append(f"moving the baseline took a copy: {_first_line(reason)}")
+            self.made_anew.append(f"moving the baseline took a copy: {first_line(reason)}")
             level = self._level_of_its_own()
         if if_changed and level.is_empty:
             return None
@@ -191,13 +193,12 @@ class ResetIsolation:
             return
         if moved.source is not None:
             self._make_anew("the baseline below a copy was returned to")
+            self._levels.forget_copy()
+            self._clones.forget(moved.source)
         else:
             self._take_out(moved)
             for level in above:
                 level.contents = {table: undo.contents(self._watch.undo.connection, table) for table in level.contents}
-        if moved.source is not None:
-            self._levels.forget_copy()
-            self._clones.forget(moved.source)
         if self._levels.top.is_over:
             self.return_baseline(self._levels.top)
 
@@ -268,7 +269,7 @@ class ResetIsolation:
                 tools.put_back({}, values)
             self._watch.renew(self._watch.look(), full=full)
         except (NotProvenError, psycopg.Error, NotReadyError) as reason:
-            self._make_anew(f"the baseline below could not be put back: {_first_line(reason)}")
+            self._make_anew(f"the baseline below could not be put back: {first_line(reason)}")
 
     def _apply(self, level: Level) -> None:
         """Make a database that is at the level below be at `level`."""
@@ -311,10 +312,6 @@ def _repeat(attempt: Callable[[], bool]) -> None:
         if attempt():
             return
     raise NotProvenError("somebody went on writing")
-
-
-def _first_line(problem: BaseException) -> str:
-    return next(iter(str(problem).strip().splitlines()), type(problem).__name__)
 
 
 def _by_oid(values: Iterable[tuple[int, int, bool, bool]]) -> dict[int, undo.Value]:

@@ -40,17 +40,12 @@ class Judge:
         self._mapped: frozenset[tuple[int, int]] = frozenset()
         self._unlogged: list[Relation] = []
 
-    @property
-    def has_unlogged(self) -> bool:
-        """Whether there are tables or sequences that the log has nothing of."""
-        return bool(self._unlogged)
-
     def begin(self) -> None:
         """Take the relations that are there at the baseline for those that there should be."""
         present = self._watch.undo.connection  # which is the past, and keeps no locks on what it looked at
         self._known.clear()
         self._mapped, self._unlogged = relations.mapped(present), relations.unlogged(present)
-        self._watch.has_unlogged = self.has_unlogged
+        self._watch.has_unlogged = bool(self._unlogged)
 
     def forget(self, oids: Iterable[int]) -> None:
         """Know no longer which files these relations are in."""

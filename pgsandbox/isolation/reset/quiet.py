@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -90,10 +90,10 @@ def end(connection: psycopg.Connection[Any], pids: Iterable[int], *, timeout: fl
         time.sleep(0.002)
 
 
-def wait(look_again: Any) -> Look:
+def wait(look_again: Callable[[], Look]) -> Look:
     """Look until nobody is busy, or for as long as what ends by itself may take."""
     deadline = time.monotonic() + _GRACE
-    found: Look = look_again()
+    found = look_again()
     while found.busy and time.monotonic() < deadline:
         time.sleep(0.002)
         found = look_again()

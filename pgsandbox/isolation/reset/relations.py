@@ -34,7 +34,7 @@ _BY_OID: LiteralString = _FIND + "WHERE oid = ANY (%(wanted)s::int8[]::oid[])"
 
 _MAPPED: LiteralString = """
 SELECT oid::int8, pg_relation_filenode(oid)::int8 FROM pg_class
-WHERE relfilenode = 0 AND NOT relisshared AND relkind IN ('r', 'i', 't')
+WHERE oid < 16384 AND relfilenode = 0 AND NOT relisshared AND relkind IN ('r', 'i', 't')
 """
 """The catalogs whose files pg_class does not name; VACUUM FULL can move them."""
 

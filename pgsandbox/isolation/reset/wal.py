@@ -37,36 +37,33 @@ _INDEXES = ["Btree", "Hash", "Gin", "Gist", "SPGist"]
 SUMMARIES = {"BRIN INSERT", "BRIN INSERT+INIT", "BRIN DESUMMARIZE", "BRIN CREATE_INDEX"}
 """A range of blocks was summarised anew, by the rows that were there then: of what is revived it may know nothing."""
 
-_SINCE_16: LiteralString = r"""
-SELECT reldatabase = 0, relfilenode::int8, resource_manager || ' ' || record_type, array_agg(DISTINCT relblocknumber),
-       array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type = 'INPLACE'),
-       array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'new[_ ]off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%'),
-       array_agg(DISTINCT format('(%%s,%%s)', relblocknumber, substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'INSERT%%'),
+_SINCE_16: LiteralString = """
+    SELECT reldatabase, relfilenode, relblocknumber, resource_manager, record_type, description
+    FROM pg_get_wal_block_info(%(start)s, %(end)s, false) WHERE relforknumber = 0
+"""
+_IN_15: LiteralString = r"""
+    SELECT ref[1]::oid, ref[2]::oid, ref[3]::int8, resource_manager, record_type, description
+    FROM pg_get_wal_records_info(%(start)s, %(end)s),
+         regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') ref
+"""
+"""What the two versions of the extension know of each block of a main fork that a record touches."""
+
+_SUMMED: LiteralString = r"""
+SELECT database = 0, file::int8, manager || ' ' || type, array_agg(DISTINCT block),
+       array_agg(DISTINCT format('(%%s,%%s)', block, substring(description from 'off:? (\d+)')))
+           FILTER (WHERE type = 'INPLACE'),
+       array_agg(DISTINCT format('(%%s,%%s)', block, substring(description from 'new[_ ]off:? (\d+)')))
+           FILTER (WHERE type LIKE 'HOT_UPDATE%%'),
+       array_agg(DISTINCT format('(%%s,%%s)', block, substring(description from 'off:? (\d+)')))
+           FILTER (WHERE type LIKE 'INSERT%%'),
        count(*)
-FROM pg_get_wal_block_info(%(start)s, %(end)s, false)
-WHERE reldatabase IN (0, %(database)s::oid) AND relforknumber = 0
-      AND resource_manager <> ALL (%(indexes)s) AND resource_manager || ' ' || record_type <> ALL (%(neutral)s)
+FROM ({}) touched(database, file, block, manager, type, description)
+WHERE database IN (0, %(database)s::oid)
+      AND manager <> ALL (%(indexes)s) AND manager || ' ' || type <> ALL (%(neutral)s)
 GROUP BY 1, 2, 3
 """
 
-_IN_15: LiteralString = r"""
-SELECT ref[1] = '0', ref[2]::int8, resource_manager || ' ' || record_type, array_agg(DISTINCT ref[3]::int8),
-       array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type = 'INPLACE'),
-       array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'new[_ ]off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'HOT_UPDATE%%'),
-       array_agg(DISTINCT format('(%%s,%%s)', ref[3], substring(description from 'off:? (\d+)')))
-           FILTER (WHERE record_type LIKE 'INSERT%%'),
-       count(*)
-FROM pg_get_wal_records_info(%(start)s, %(end)s),
-     regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') ref
-WHERE ref[1] IN ('0', %(database)s::text)
-      AND resource_manager <> ALL (%(indexes)s) AND resource_manager || ' ' || record_type <> ALL (%(neutral)s)
-GROUP BY 1, 2, 3
-"""
+_SUMMED_SINCE_16, _SUMMED_IN_15 = _SUMMED.format(_SINCE_16), _SUMMED.format(_IN_15)
 
 
 @dataclass
@@ -111,7 +108,7 @@ def read(admin: psycopg.Connection[Any], database: int, start: int, end: int) ->
 
 
 def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -> Touched:
-    query = _SINCE_16 if admin.info.server_version >= 160000 else _IN_15
+    query = _SUMMED_SINCE_16 if admin.info.server_version >= 160000 else _SUMMED_IN_15
     parameters = {"start": lsn(start), "end": lsn(end), "database": database, "indexes": _INDEXES, "neutral": _NEUTRAL}
     touched = Touched()
     for shared, filenode, kind, blocks, overwritten, chained, inserted, records in admin.execute(

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
-from psycopg import sql
 
 from pgsandbox import pools
 from pgsandbox.isolation.reset import quiet, wal
@@ -108,7 +107,7 @@ class Watch:
             holding = {int(lock.partition(" ")[0]) for lock in taken}
             if look.busy or holding:
                 self.end(look.busy | holding)
-            elif self._may_prepare and self._roll_back_prepared():
+            elif self._roll_back_prepared():
                 continue
             else:
                 return look
@@ -118,9 +117,8 @@ class Watch:
         """Whether nothing at all was written in the server since the baseline."""
         return look.written == self._since
 
-    def is_at_baseline(self) -> bool:
-        """Whether nobody has a transaction open, or has written anything to this database since the baseline."""
-        look = self.look()
+    def is_at_baseline(self, look: quiet.Look) -> bool:
+        """Whether at `look` nobody had a transaction open, or had written to this database since the baseline."""
         if look.busy or self.has_unlogged:
             return False
         if self.is_untouched(look):
@@ -179,10 +177,4 @@ class Watch:
 
     def _roll_back_prepared(self) -> bool:
         """Roll back what was prepared and neither committed nor rolled back; whether there was any."""
-        query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
-        found = self.undo.connection.execute(query, prepare=True).fetchall()
-        if found:  # not by one of our sessions: after a rollback psycopg forgets what it has prepared in them
-            with self._server.inside(self._name) as connection:
-                for (gid,) in found:
-                    connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
-        return bool(found)
+        return self._may_prepare and self._server.roll_back_prepared(self._name)
