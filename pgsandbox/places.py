@@ -78,7 +78,7 @@ def private(folder: Path) -> Path:
         raise PlaceError(
             f"the folder {folder} can't be trusted",
             why=why,
-            hint=f"look at it with `ls -ld {folder}`, and remove it if it is not in use",
+            hint=f"look at it with `ls -ld {folder}`; its owner, or root, can remove it",
         )
     return folder
 

@@ -257,13 +257,26 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember a failure; where connections ran out, name those who hold them."""
+    """Remember a failure, and tell no password of it; where connections ran out, name those who hold them."""
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
-        holders = session_of(item.config).holders(item.nodeid, report.longreprtext)
+        session = session_of(item.config)
+        report.longrepr = session.masked(report.longrepr)
+        holders = session.holders(item.nodeid, report.longreprtext)
         if holders is not None:
             report.sections.append((_NAME, holders))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Tell no password of an application that fails while it is imported, either."""
+    report = yield
+    if report.failed:
+        report.longrepr = session_of(collector.config).masked(report.longrepr)
     return report
 
 

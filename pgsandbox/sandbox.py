@@ -270,6 +270,14 @@ class Sandbox:
                 del self._databases[worker]
                 isolation.drop()
 
+    @property
+    def passwords(self) -> frozenset[str]:
+        """The random ones of this process's databases, and of the superuser of a server of ours."""
+        found = {database.address.password for database, _ in self._databases.values()}
+        if self._server is not None and self._server.is_ours:
+            found.add(self._server.running.password)
+        return frozenset(found - {""})
+
     def limit(self, database: Database, budget: int | None) -> None:
         """Lower the budget of `database` to `budget` connections, or with None set it back."""
         if budget is not None and budget > self.budget:

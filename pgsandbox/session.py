@@ -15,6 +15,7 @@ from pgsandbox.environment import Environment
 from pgsandbox.errors import PgsandboxError, StepError, VerifyError
 from pgsandbox.identity import RUN_VARIABLE, Identity
 from pgsandbox.libpq import MISLEADING
+from pgsandbox.masking import mask
 from pgsandbox.notes import Notes
 
 if TYPE_CHECKING:
@@ -136,6 +137,10 @@ class Session:
             return f"isolation {self.settings.isolation}"
         self._has_told = not self.identity.is_worker  # whose header nobody sees
         return f"isolation clone (no reset: {why})"
+
+    def masked(self, shown: Any) -> Any:
+        """What pytest shows of a failure, without the passwords that were made up for this run."""
+        return shown if self._sandbox is None else mask(shown, self._sandbox.passwords)
 
     # Environment -----------------------------------------------------------------------------------------------------
 

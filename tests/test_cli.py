@@ -831,7 +831,7 @@ def test_a_runtime_folder_that_is_not_ours_is_said(
             assert done.stderr == (
                 f"pgsandbox: the folder {folder} can't be trusted\n"
                 f"  why: {why}\n"
-                f"  hint: look at it with `ls -ld {folder}`, and remove it if it is not in use\n"
+                f"  hint: look at it with `ls -ld {folder}`; its owner, or root, can remove it\n"
             )
 
 

@@ -217,3 +217,19 @@ def test_images_of_killed_builders_go_with_the_next_build(
         assert len(named("docker").strays(Cache().folder, set())) == 1, "the one that was built now"
     finally:
         client.api.remove_image(somebodys)
+
+
+@pytest.mark.docker
+def test_two_who_tidy_up_at_once_do_not_stumble_over_each_other(
+    own_cache: Path, client: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that was there when they were listed, and is not when it is looked at."""
+    listed = docker.APIClient.images
+
+    def images_and_then_another_removes_them(api: docker.APIClient, *words: Any, **more: Any) -> Any:
+        found = listed(api, *words, **more)
+        gone = {"Id": f"sha256:{places.new_token():0>64}", "RepoTags": None, "Labels": {}}
+        return [gone, *found] if more.get("filters") else found
+
+    monkeypatch.setattr(docker.APIClient, "images", images_and_then_another_removes_them)
+    assert named("docker").strays(Cache().folder, set()) == []

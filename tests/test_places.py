@@ -47,7 +47,7 @@ def distrusted(folder: Path, why: str) -> str:
     return (
         f"pgsandbox: the folder {folder} can't be trusted\n"
         f"  why: {why}\n"
-        f"  hint: look at it with `ls -ld {folder}`, and remove it if it is not in use"
+        f"  hint: look at it with `ls -ld {folder}`; its owner, or root, can remove it"
     )
 
 

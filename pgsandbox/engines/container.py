@@ -54,7 +54,11 @@ def start(
             if _PASSWORD_FILE in parts["environment"]:
                 client.api.put_archive(container, "/", _file(PASSWORD, password))
             output = Output(client.api.attach(container, stdout=True, stderr=True, stream=True, logs=True))
-            client.api.start(container)
+            try:
+                client.api.start(container)
+            except BaseException:
+                output.close()
+                raise
         except docker.errors.APIError as problem:
             found = client.api.containers(all=True, filters={"label": f"{LABEL_SERVER}={order.token}"})
             for leftover in found:

@@ -130,6 +130,8 @@ def remove_if_retired(client: docker.DockerClient, id_: str) -> None:
 
 def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterator[tuple[str, str]]:
     """Images of the cache in `folder`, by key, that are none of `known`: their tags, or where they have none, ids."""
+    import docker
+
     mine = f"-{_cache_id(folder)}"
     for tag in (tag for image in client.api.images(name=KEPT) for tag in image["RepoTags"] or ()):
         key = tag.partition(":")[2].removesuffix(mine)
@@ -137,8 +139,9 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
             yield key, tag
     # A daemon that is killed between commit and tag leaves one without a name.
     for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}", "dangling": True}):
-        if is_ours(client, image["Id"]):
-            yield str((note_of(client, image["Id"]) or {}).get("key", "0")), image["Id"]
+        with contextlib.suppress(docker.errors.ImageNotFound):  # somebody else tidies up, too
+            if is_ours(client, image["Id"]):
+                yield str((note_of(client, image["Id"]) or {}).get("key", "0")), image["Id"]
 
 
 def _not_made(problem: docker.errors.APIError) -> PgsandboxError:
