@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,24 @@ if TYPE_CHECKING:
     from pgsandbox.settings import Settings
 
 _PIECE = 1 << 20
+
+
+_KEPT_ALREADY = "this template is kept already"
+
+_REFERENCE = re.compile(
+    r"([a-zA-Z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
+)
+"""HOST:PORT/PATH:TAG or HOST:PORT/PATH@DIGEST, as registries have it (OCI distribution specification, "Pull")."""
+
+
+def checked(reference: str) -> str:
+    """`reference`, if it can name an image in a registry. Raises UsageError."""
+    if not _REFERENCE.fullmatch(reference):
+        raise UsageError(
+            f"{reference!r} can't name an image",
+            hint="write HOST/PATH:TAG, as in registry.example.com/shop/template:main",
+        )
+    return reference
 
 
 class Baker:
@@ -59,6 +78,8 @@ class Baker:
                     self._check(note, f"the image {reference}")
                     seed = docker.keep(image, self._sandbox.choice, folder=cache.prepare(), name=key)
                 entry = self._keep(cache, seed, note)
+            else:
+                self._progress(_KEPT_ALREADY)
         return entry
 
     def write(self, entry: Entry, file: str) -> None:
@@ -82,6 +103,7 @@ class Baker:
             with cache.building(key, timeout=patience(self._settings)):
                 entry, _ = cache.find(key)
                 if entry is not None:
+                    self._progress(_KEPT_ALREADY)
                     return entry
                 with self._order() as order:
                     engine, choice = engines.named(self._sandbox.choice.engine), self._sandbox.choice

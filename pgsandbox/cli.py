@@ -269,10 +269,13 @@ def bake(
     Each flag of a setting has a longer name, too, which pytest shares: --pgsandbox-init.
     """
     from pgsandbox import libpq, named
-    from pgsandbox.bake import Baker
+    from pgsandbox.bake import Baker, checked
 
     if pull_from is not None and input_ is not None:
         raise click.UsageError("--from and --input exclude each other")
+    for reference in (pull_from, push_to):
+        if reference is not None:
+            checked(reference)
     settings = _settings(given)
     libpq.put_aside(os.environ)
     with _narration() as progress, contextlib.closing(Baker(settings, named.project(), progress)) as baker:

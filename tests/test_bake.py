@@ -17,9 +17,10 @@ from children import eventually
 from conftest import Target, left_behind
 from machine import needs_root, registry, with_mounts
 
-from pgsandbox.bake import Baker
+from pgsandbox.bake import Baker, checked
 from pgsandbox.cache import Cache
 from pgsandbox.engines import Choice, named
+from pgsandbox.engines.registry import _not_moved
 from pgsandbox.errors import TemplateError
 from pgsandbox.fingerprint import FORMAT
 from pgsandbox.settings import Settings
@@ -150,6 +151,7 @@ def test_a_file_brings_it_to_another_machine(
     there = baked(either, "--input", file)
     assert there != here
     check(shop, either, builds=1)
+    assert "pgsandbox: this template is kept already\n" in bake(either, "--input", file).stderr
 
 
 def test_a_pipe_will_do(shop: Path, some_target: Target, elsewhere: Callable[[], None]) -> None:
@@ -356,6 +358,29 @@ def test_a_registry_brings_it_to_another_machine(
             "  hint: bake it anew from this checkout, with these settings; an image named by its digest never changes\n"
         )
         assert names(reference) == []
+
+
+@pytest.mark.parametrize("flag", ["--push", "--from"])
+@pytest.mark.parametrize("name", ["Bad Name", "", "-x", "shop/Template:main", "shop:a:b", "shop@sha256:beef"])
+def test_what_can_name_no_image_is_refused_before_anything_is_done(
+    shop: Path, some_target: Target, flag: str, name: str
+) -> None:
+    done = bake(some_target, f"{flag}={name}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"pgsandbox: {name!r} can't name an image\n"
+        "  hint: write HOST/PATH:TAG, as in registry.example.com/shop/template:main\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "login"),
+    [("shop", "docker login"), ("me/shop:1", "docker login"), ("localhost:1/shop", "docker login localhost:1")],
+)
+def test_a_registry_is_named_where_there_is_one_to_log_in_to(name: str, login: str) -> None:
+    assert checked(name) == name
+    hint = f"check the name and the network, or `{login}`"
+    assert _not_moved("pushed to", name, "denied").hint == hint
 
 
 @pytest.mark.docker

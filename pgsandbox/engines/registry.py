@@ -76,8 +76,10 @@ def _borrowed(client: docker.DockerClient, reference: str) -> Iterator[None]:
 
 
 def _not_moved(moved: str, reference: str, why: str) -> EngineError:
+    host, slash, _ = reference.partition("/")
+    is_host = slash and (host == "localhost" or "." in host or ":" in host)  # else it is a name on Docker Hub
     return EngineError(
         f"docker: the template can't be {moved} {reference}",
         why=why.strip().partition("\n")[0],
-        hint=f"check the name and the network, or `docker login {reference.partition('/')[0]}`",
+        hint=f"check the name and the network, or `docker login{f' {host}' if is_host else ''}`",
     )
