@@ -30,6 +30,9 @@ CHECKOUT = Path(__file__).parent.parent
 LAYERS = """
     __main__
     cli  xdist                                              what a user types; what xdist calls
+    cli.sandboxes
+    cli.upkeep
+    cli.program                                             what all commands have in common
     plugin  named  bake                                     hooks and fixtures; sandboxes with a name; templates ahead
     session  supervisor                                     one pytest process; the process beside a server
     environment  identity  notes                            what a session exports, who it is, what it tells
@@ -75,8 +78,8 @@ OUTSIDE = {
     "pytest": {"plugin", "xdist"},
     "_pytest": set(),
     "xdist": set(),
-    "click": {"cli"},
-    "rich": {"cli"},
+    "click": {"cli", "cli.program", "cli.sandboxes", "cli.upkeep"},
+    "rich": {"cli.program"},
     "docker": {
         "engines.container",
         "engines.daemon",

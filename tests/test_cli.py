@@ -26,7 +26,7 @@ from conftest import Target, left_behind
 from machine import needs_root, other_user, with_mounts
 
 import pgsandbox
-from pgsandbox.cli import cli as commands
+from pgsandbox.cli.sandboxes import cli as commands
 
 PGSANDBOX = [sys.executable, "-m", "pgsandbox"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Target
 
-from pgsandbox.cli import cli as command_line
+from pgsandbox.cli.sandboxes import cli as command_line
 from pgsandbox.settings import SETTINGS, Settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
