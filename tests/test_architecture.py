@@ -53,6 +53,7 @@ LAYERS = """
     engines.docker  engines.local  engines.external         where a server can run
     engines.images  engines.registry                        kept templates as images, here and elsewhere
     engines.container                                       one container
+    engines.memory                                          what a killed server leaves
     engines                                                 what all engines have in common
     engines.archive  engines.binaries  engines.daemon  engines.kernel  engines.ready  engines.supervised
     engines.topology

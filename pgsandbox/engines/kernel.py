@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_PROGRAMS = ("postgres\n", "initdb\n")
 
 
 def libc() -> Any:
@@ -31,6 +34,30 @@ def end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(3)
+
+
+def end_remains(data: Path) -> None:
+    """End what a killed server, or a killed initdb, left running in `data`: a busy backend does not notice.
+
+    Only programs of PostgreSQL: somebody's shell may be in that folder, too.
+    """
+    deadline = time.monotonic() + 3
+    while (left := list(_programs_in(data))) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def _programs_in(data: Path) -> Iterator[int]:
+    if not sys.platform.startswith("linux"):
+        return
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with contextlib.suppress(OSError):
+                is_ours = (process / "comm").read_text(encoding="utf-8", errors="replace") in _PROGRAMS
+                if is_ours and (process / "cwd").readlink() == data:
+                    yield int(process.name)
 
 
 def end_leftover(data: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places
-from pgsandbox.engines import WAL_SEGMENT, Choice, Layout, Order, Progress, Running, archive, kernel, supervised
+from pgsandbox.engines import WAL_SEGMENT, Choice, Layout, Order, Progress, Running, archive, kernel, memory, supervised
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
 from pgsandbox.run import entries
 
@@ -223,8 +223,10 @@ class LocalWard:
             kernel.end_leftover(self._data)
 
     def remove(self) -> None:
-        """End the server and remove its data."""
+        """End the server and remove its data, and what a killed one left in memory."""
         self.end()
+        kernel.end_remains(self._data)
+        memory.free(self._data)
         deadline = time.monotonic() + _STOP_TIMEOUT
         while self._data.exists() and time.monotonic() < deadline:  # a killed initdb's child may be writing still
             shutil.rmtree(self._data, ignore_errors=True)
