@@ -238,6 +238,12 @@ class Launcher:
             self._spare = None
 
 
+def shared_server(run: Run) -> Server | None:
+    """The one server of the run's workers, if it has one by now. Raises the error that it failed with."""
+    record = run.read("server")
+    return None if record is None else _joined(record)[0]
+
+
 def _import_what_follows() -> None:
     """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
     import pgsandbox.isolation.clone
