@@ -256,13 +256,12 @@ class Sandbox:
         """
         login = self.database().address
         self._fresh += 1
-        worker = f"{self.worker}_{self._fresh}"
-        name = self.server.names.database(worker)
+        name = f"{login.name}-{self._fresh}"
         isolation = self._clones(name, login.user)
         isolation.create()
         address = dataclasses.replace(login, name=name)
-        self._databases[worker] = Database(address, self._verified(isolation, address)), isolation
-        return self._databases[worker][0]
+        self._databases[name] = Database(address, self._verified(isolation, address)), isolation
+        return self._databases[name][0]
 
     def drop(self, database: Database) -> None:
         """Drop a database that `fresh` gave."""

@@ -33,13 +33,9 @@ _ONLY_ON_DEMAND = 1 << 30
 """Executions before a statement is prepared without being asked to: never, since most of ours run once."""
 
 _MADE_FOR: LiteralString = """
-SELECT datname FROM pg_database d
-WHERE datname = %s OR pg_get_userbyid(datdba) = %s OR %s = (
-    SELECT rolname FROM pg_roles WHERE rolcanlogin AND starts_with(datname, rolname || '_')
-    ORDER BY length(rolname) DESC LIMIT 1
-)
+SELECT datname FROM pg_database
+WHERE datname = %s OR starts_with(datname, %s || '-') OR pg_get_userbyid(datdba) = %s
 """
-"""A worker's copies have its name and more after it; the longest name counts, since one may begin like another."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Names:
         return f"{self.prefix}_spare"
 
     def database(self, worker: str) -> str:
-        """The database, and LOGIN role, of `worker`."""
+        """The database, and LOGIN role, of `worker`. What else is made for it has this name and more after a dash."""
         return f"{self.prefix}_{worker}"
 
 
