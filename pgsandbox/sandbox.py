@@ -275,8 +275,6 @@ class Sandbox:
 
         A server of its own ends by itself. Raises PgsandboxError.
         """
-        if not folder_of(self._run_id).exists():
-            return
         run = self.join()
         self._server = shared_server(run)
         if self._server is not None:

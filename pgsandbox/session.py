@@ -120,7 +120,10 @@ class Session:
                 if not self._is_closing:  # else the server is just being ended
                     self.notes.trouble.append(f"after the crash of {worker}: {_in_brief(problem)}")
 
-        if not self._is_closing:
+        from pgsandbox.run import folder_of
+
+        if not self._is_closing and folder_of(self.identity.run).exists():
+            self.sandbox.join()  # if it was the last who held the server, that would end before it is replaced
             self._burials.append(threading.Thread(target=bury, name=f"pgsandbox-bury-{worker}", daemon=True))
             self._burials[-1].start()
 

@@ -1,4 +1,4 @@
-"""Workers that crash, hang or are killed: who replaces them starts like any other, and they leave nothing to anybody."""
+"""Workers that crash, hang or are killed: who replaces them starts like any other, and finds nothing of theirs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import pytest
 from children import child, eventually, is_gone
 from conftest import Inner, Target
 from machine import running
+
+from pgsandbox import Sandbox
 
 TROUBLE = re.compile("^(trouble|leaked|kept)", re.MULTILINE)
 
@@ -225,15 +227,19 @@ def test_a_run_ends_as_xdist_was_told_to(
 def test_a_run_in_which_pgsandbox_is_only_installed_buries_its_dead_too(
     inner: Inner, pytester: pytest.Pytester
 ) -> None:
-    """Its controller has nothing to do with the server until then."""
+    """Its controller has nothing to do with the server until then, which is not to end before somebody comes again."""
+    pytester.makeconftest("import os, time; time.sleep(3 * (os.environ.get('PYTEST_XDIST_WORKER') == 'gw1'))")
     pytester.makepyfile(
         """
         import os, time
+        from pathlib import Path
 
         def test_crash(pgsandbox):
+            Path("url").write_text(pgsandbox.url)
             os._exit(1)
 
         def test_replacement(pgsandbox_connection):
+            assert f":{pgsandbox_connection.info.port}/" in Path("url").read_text()
             dead = "SELECT 1 FROM pg_database WHERE datname = 'pgsandbox_gw0'"
             deadline = time.monotonic() + 10
             while pgsandbox_connection.execute(dead).fetchone():
@@ -419,3 +425,17 @@ def test_ctrl_c_ends_a_run_in_which_a_worker_hangs(
         assert is_gone(pid)
         assert time.monotonic() - begun < 25, said()
     assert "trouble" not in said()
+
+
+def test_a_server_that_ended_since_nobody_held_it_is_started_again(some_target: Target) -> None:
+    """All workers crashed, and who replaces them was slow."""
+    settings = {**some_target.settings, "scope": "session", "run": "same"}
+    with running(**settings) as first:
+        before = first.server.port, first.database().url
+        with contextlib.closing(Sandbox(**settings, worker="late")) as late:
+            late.join()  # its folder, with all that it says of the server, stays
+            first.stop()
+            after = late.server.port, late.database().url
+            assert before[0] != after[0]
+            late.database().connect().close()
+            assert late.stop() == []
