@@ -104,10 +104,15 @@ class Session:
         self._background.start()
 
     def bury(self, worker: str) -> None:
-        """Remove what `worker`, a process that died, has left in the run's shared server. Does not wait for that.
+        """Remove what `worker`, a process that died, has left in the run's shared server. Does not wait; never raises.
 
         Programs that its tests had started may live on, and hold connections that others have a right to.
         """
+        from pgsandbox.run import folder_of
+
+        def told(problem: Exception) -> None:
+            if not self._is_closing:  # else the server is just being ended
+                self.notes.trouble.append(f"after the crash of {worker}: {_in_brief(problem)}")
 
         def bury() -> None:
             from pgsandbox.sandbox import Sandbox
@@ -117,15 +122,17 @@ class Session:
                 with contextlib.closing(Sandbox(self.settings, root=self._root, run=who.run, worker=worker)) as sandbox:
                     sandbox.bury()
             except Exception as problem:
-                if not self._is_closing:  # else the server is just being ended
-                    self.notes.trouble.append(f"after the crash of {worker}: {_in_brief(problem)}")
+                told(problem)
 
-        from pgsandbox.run import folder_of
-
-        if not self._is_closing and folder_of(self.identity.run).exists():
+        if self._is_closing or not folder_of(self.identity.run).exists():
+            return
+        try:
             self.sandbox.join()  # if it was the last who held the server, that would end before it is replaced
-            self._burials.append(threading.Thread(target=bury, name=f"pgsandbox-bury-{worker}", daemon=True))
-            self._burials[-1].start()
+        except Exception as problem:
+            told(problem)
+            return
+        self._burials.append(threading.Thread(target=bury, name=f"pgsandbox-bury-{worker}", daemon=True))
+        self._burials[-1].start()
 
     @property
     def database(self) -> Database:
