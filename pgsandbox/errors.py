@@ -40,11 +40,11 @@ class PgsandboxError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        lines = [f"pgsandbox: {self.message}"]
+        lines = [f"pgsandbox: {printable(self.message)}"]
         if self.why:
             lines.append(_labelled("why", self.why))
         if self.looked_at:
-            lines.append(_labelled("looked at", ", ".join(self.looked_at)))
+            lines.append(_labelled("looked at", ", ".join(map(printable, self.looked_at))))
         if self.hint:
             lines.append(_labelled("hint", self.hint))
         return "\n".join(lines)
@@ -148,6 +148,11 @@ def _kinds() -> dict[str, type[PgsandboxError]]:
         found[kind.__name__] = kind
         todo.extend(kind.__subclasses__())
     return found
+
+
+def printable(text: str) -> str:
+    """`text` in one line, and with nothing in it that a terminal would obey: a folder's name may hold anything."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _labelled(label: str, text: str) -> str:

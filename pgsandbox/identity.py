@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 
 RUN_VARIABLE = "_PGSANDBOX_RUN"
 """Tells workers their run: `id/controller's pid/number of workers`. A process of another parent is another run."""
+
+_ANNOUNCED = re.compile("([^/]+)/([0-9]{1,9})/([1-9][0-9]{0,5})")
+"""Anything else is not from us: somebody has set the variable by hand."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,13 @@ class Identity:
 
     @property
     def is_worker(self) -> bool:
-        """Whether it is an xdist worker."""
-        return self.worker not in ("main", "controller")
+        """Whether it is an xdist worker; `--tx popen//id=main` gives one any name."""
+        return self.controller is not None
+
+    @property
+    def is_controller(self) -> bool:
+        """Whether it starts workers, and runs no test itself."""
+        return self.worker == "controller" and not self.is_worker
 
 
 def worker_identity() -> Identity | None:
@@ -32,14 +41,15 @@ def worker_identity() -> Identity | None:
     At the time conftest files are imported xdist has only set variables, which a pytest inside a test inherits:
     the parent's pid tells the two apart. What was announced is for this process alone, and taken out of its sight.
     """
-    announced, worker = os.environ.get(RUN_VARIABLE), os.environ.get("PYTEST_XDIST_WORKER")
-    if not announced or not worker:
+    announced = _ANNOUNCED.fullmatch(os.environ.get(RUN_VARIABLE, ""))
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if announced is None or not worker:
         return None
-    run, parent, workers = announced.split("/")
-    if int(parent) != os.getppid() and _is_alive(int(parent)):
+    run, parent, workers = announced[1], int(announced[2]), int(announced[3])
+    if parent != os.getppid() and _is_alive(parent):
         return None
     del os.environ[RUN_VARIABLE]
-    return Identity(run, worker, int(workers), int(parent))
+    return Identity(run, worker, workers, parent)
 
 
 def _is_alive(pid: int) -> bool:

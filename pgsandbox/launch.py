@@ -62,10 +62,10 @@ class Launcher:
 
         Raises PgsandboxError, in every process of the run the same.
         """
-        if (record := self._run.read("server")) is not None:
+        if (record := _living(self._run)) is not None:
             return _joined(record)
         with self._run.lock("server", timeout=self._patience):
-            if (record := self._run.read("server")) is not None:
+            if (record := _living(self._run)) is not None:
                 return _joined(record)
             self._end_unfinished()
             try:
@@ -238,10 +238,25 @@ class Launcher:
             self._spare = None
 
 
+def shared_server(run: Run) -> Server | None:
+    """The one server of the run's workers, if it has one by now. Raises the error that it failed with."""
+    record = _living(run)
+    return None if record is None else _joined(record)[0]
+
+
 def _import_what_follows() -> None:
     """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
     import pgsandbox.isolation.clone
     import pgsandbox.template  # noqa: F401
+
+
+def _living(run: Run) -> dict[str, Any] | None:
+    """The record of the run's server, unless that has ended since nobody held it for a moment: all workers crashed."""
+    record = run.read("server")
+    if record is None:
+        return None
+    folder = Path(record["running"]["folder"])
+    return record if folder.exists() and not (folder / supervised.ENDED).exists() else None
 
 
 def _joined(record: dict[str, Any]) -> tuple[Server, Facts]:

@@ -89,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
         with _as_usage_error():
             _begin(config, config.option, [])
     session = session_of(config)
-    if session.identity.worker != "controller":
+    if not session.identity.is_controller:
         return
     is_wanted = config.stash[_NAMED] and not _is_looking(config.option)
     if config.getoption("tx", None):
@@ -155,7 +155,7 @@ def _begin(config: pytest.Config, options: Any, args: list[str]) -> None:
         return
     if _is_looking(options):
         session.environment.export_dead(_LOOKING_HOST)
-    elif identity.worker == "controller":
+    elif identity.is_controller:
         session.environment.export_dead(_CONTROLLER_HOST)
     else:
         session.export()

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlsplit
 
 from pgsandbox import connections, engines, places, scram, sources, steps, tuning
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
 from pgsandbox.fingerprint import Fingerprint, fingerprint
-from pgsandbox.launch import Launcher, patience
+from pgsandbox.launch import Launcher, patience, shared_server
 from pgsandbox.run import Run, entries, folder_of
 from pgsandbox.settings import Place, Settings, resolve, show_duration
 
@@ -255,13 +256,12 @@ class Sandbox:
         """
         login = self.database().address
         self._fresh += 1
-        worker = f"{self.worker}_{self._fresh}"
-        name = self.server.names.database(worker)
+        name = f"{login.name}-{self._fresh}"
         isolation = self._clones(name, login.user)
         isolation.create()
         address = dataclasses.replace(login, name=name)
-        self._databases[worker] = Database(address, self._verified(isolation, address)), isolation
-        return self._databases[worker][0]
+        self._databases[name] = Database(address, self._verified(isolation, address)), isolation
+        return self._databases[name][0]
 
     def drop(self, database: Database) -> None:
         """Drop a database that `fresh` gave."""
@@ -269,6 +269,21 @@ class Sandbox:
             if known is database:
                 del self._databases[worker]
                 isolation.drop()
+
+    def bury(self) -> None:
+        """Remove what this worker, whose process died, has left in the run's shared server, but for what was kept.
+
+        A server of its own ends by itself. Raises PgsandboxError.
+        """
+        run = self.join()
+        self._server = shared_server(run)
+        if self._server is not None:
+            self._server.bury(self._server.names.database(self.worker), kept=self._kept(run))
+
+    def _kept(self, run: Run) -> set[str]:
+        """The databases of the run that can be found by name."""
+        records = (run.read(file.stem) for file in entries(run.folder) if file.match(f"{NAMED}*.json"))
+        return {unquote(urlsplit(record["url"]).path[1:]) for record in records if record is not None}
 
     @property
     def passwords(self) -> frozenset[str]:
@@ -334,9 +349,7 @@ class Sandbox:
     def _make(self, name: str) -> tuple[Database, CloneIsolation | ResetIsolation]:
         server = self.server
         password = scram.new_password()
-        if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
-            server.drop_database(name)
-        server.drop_role(name)
+        server.bury(name)  # what a process of the same name has left that is gone: a worker that crashed
         server.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
         self._facts.apply_to_login(server, name)
         isolation = self._isolation(name, password)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -30,6 +31,11 @@ _SINCE_17 = "-c event_triggers=off -c transaction_timeout=0"
 
 _ONLY_ON_DEMAND = 1 << 30
 """Executions before a statement is prepared without being asked to: never, since most of ours run once."""
+
+_MADE_FOR: LiteralString = """
+SELECT datname FROM pg_database
+WHERE datname = %s OR starts_with(datname, %s || '-') OR pg_get_userbyid(datdba) = %s
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Names:
         return f"{self.prefix}_spare"
 
     def database(self, worker: str) -> str:
-        """The database, and LOGIN role, of `worker`."""
+        """The database, and LOGIN role, of `worker`. What else is made for it has this name and more after a dash."""
         return f"{self.prefix}_{worker}"
 
 
@@ -253,9 +259,24 @@ class Server:
 
     def drop_role(self, name: str) -> None:
         """Drop the role `name`, and the rights that it was given, if it is there."""
-        if self.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]):
+        if self._has_role(name):
             self.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
             self.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+    def bury(self, login: str, *, kept: AbstractSet[str] = frozenset()) -> None:
+        """Drop the role `login`, every database that was made for it or by it, and end whoever is connected as it.
+
+        The databases `kept` stay, and with one of them the role, by which they are entered.
+        """
+        databases = {name for (name,) in self.execute(_MADE_FOR, [login, login, login])}
+        goes = databases.isdisjoint(kept) and self._has_role(login)
+        if goes:
+            self.retire_login(login)  # programs that outlive who started them connect again and again
+        for name in sorted(databases - kept):
+            self.drop_database(name)
+        if goes:
+            self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [login])
+            self.drop_role(login)
 
     # Databases -------------------------------------------------------------------------------------------------------
 
@@ -388,6 +409,9 @@ class Server:
             yield connection
         finally:
             connection.close()
+
+    def _has_role(self, name: str) -> bool:
+        return bool(self.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]))
 
     def _is_superuser(self) -> bool:
         return self.admin.info.parameter_status("is_superuser") == "on"

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _JOIN_TIMEOUT = 30.0
 _LOOKING_TIMEOUT = 0.5
+_BURIAL_TIMEOUT = 5.0
 
 
 class Session:
@@ -41,6 +43,7 @@ class Session:
         self._sandbox: Sandbox | None = None
         self._failure: PgsandboxError | None = None
         self._background: threading.Thread | None = None
+        self._burials: list[threading.Thread] = []
         self._is_dirty = False
         self._last: str | None = None
         self._is_closing = False
@@ -100,6 +103,37 @@ class Session:
         self.sandbox.join()  # here, so that two threads don't each take part in the run
         self._background = threading.Thread(target=prepare, name="pgsandbox-prepare", daemon=True)
         self._background.start()
+
+    def bury(self, worker: str) -> None:
+        """Remove what `worker`, a process that died, has left in the run's shared server. Does not wait; never raises.
+
+        Programs that its tests had started may live on, and hold connections that others have a right to.
+        """
+        from pgsandbox.run import folder_of
+
+        def told(problem: Exception) -> None:
+            if not self._is_closing:  # else the server is just being ended
+                self.notes.trouble.append(f"after the crash of {worker}: {_in_brief(problem)}")
+
+        def bury() -> None:
+            from pgsandbox.sandbox import Sandbox
+
+            who = self.identity
+            try:  # in a sandbox of this thread's own: a server that hangs must keep nobody waiting
+                with contextlib.closing(Sandbox(self.settings, root=self._root, run=who.run, worker=worker)) as sandbox:
+                    sandbox.bury()
+            except Exception as problem:
+                told(problem)
+
+        if self._is_closing or not folder_of(self.identity.run).exists():
+            return
+        try:
+            self.sandbox.join()  # if it was the last who held the server, that would end before it is replaced
+        except Exception as problem:
+            told(problem)
+            return
+        self._burials.append(threading.Thread(target=bury, name=f"pgsandbox-bury-{worker}", daemon=True))
+        self._burials[-1].start()
 
     @property
     def database(self) -> Database:
@@ -299,6 +333,9 @@ class Session:
             is_looking = self._sandbox is not None and not self._sandbox.has_chosen
             self._background.join(_LOOKING_TIMEOUT if is_looking else _JOIN_TIMEOUT)
             self._background = None
+        deadline = time.monotonic() + _BURIAL_TIMEOUT
+        for burial in self._burials:  # one that has not begun needs the server; one that hangs ends with it
+            burial.join(max(0.0, deadline - time.monotonic()))
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is None:
             return

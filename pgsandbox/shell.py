@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgsandbox.errors import NoSuchProgramError, ProgramError
+from pgsandbox.errors import NoSuchProgramError, ProgramError, printable
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -87,8 +87,9 @@ def _in_foreground() -> bool:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Lines for standard output: columns where a terminal is wide enough for them, else a line for each value.
 
-    Nothing is ever cut off.
+    Nothing is ever cut off, and nothing is left that a terminal would obey.
     """
+    rows = [[printable(text) for text in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     room = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
     if room is None or sum(widths) + 2 * (len(widths) - 1) <= room:

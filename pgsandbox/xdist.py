@@ -20,7 +20,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """In the controller: take in what a worker handed over; one that crashed could not."""
+    """In the controller: take in what a worker handed over; one that crashed could not, and left more than notes."""
     noted = (getattr(node, "workeroutput", None) or {}).get("pgsandbox")
     if noted:
         session_of(node.config).notes.add(noted)
+    elif error:
+        session_of(node.config).bury(node.gateway.id)

@@ -19,7 +19,7 @@ from pgsandbox.errors import SettingsError, UsageError
 def test_a_process_has_as_many_databases_as_it_asks_for(some_target: Target) -> None:
     with running(**some_target.settings) as sandbox:
         main, other, fresh = sandbox.database(), sandbox.database("other"), sandbox.fresh()
-        assert [main.name, other.name, fresh.name] == ["pgsandbox_main", "pgsandbox_other", "pgsandbox_main_1"]
+        assert [main.name, other.name, fresh.name] == ["pgsandbox_main", "pgsandbox_other", "pgsandbox_main-1"]
         assert sandbox.database() is main
         assert sandbox.database("other") is other
         with main.connect() as connection:
@@ -29,7 +29,7 @@ def test_a_process_has_as_many_databases_as_it_asks_for(some_target: Target) -> 
                 assert connection.execute("SELECT to_regclass('t')").fetchone() == (None,)
         sandbox.drop(fresh)
         assert not sandbox.server.has_database(fresh.name)
-        assert sandbox.fresh().name == "pgsandbox_main_2"
+        assert sandbox.fresh().name == "pgsandbox_main-2"
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a" * 41, 'a"b', "a-b", "ä"])

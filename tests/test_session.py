@@ -30,7 +30,7 @@ def test_passing(pgsandbox_connection):
     assert pgsandbox_connection.execute("SELECT to_regclass('evidence')").fetchone() == (None,)
 """
 
-KEPT_LINE = r"^kept: test_kept\.py::test_failing\[(\d)\]: open it within 15m with `(pgsandbox psql \w+)`$"
+KEPT_LINE = r"^kept: test_kept\.py::test_failing\[(\d)\]: open it within 15m with `(pgsandbox psql [\w-]+)`$"
 
 
 @pytest.mark.parametrize(

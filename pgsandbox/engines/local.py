@@ -406,15 +406,16 @@ def _unprivileged() -> pwd.struct_passwd | None:
 def _place_for(order: Order, account: pwd.struct_passwd | None) -> Path:
     """Where the data goes: with the rest of the server, unless postgres runs as another user, who may not enter there.
 
-    A socket's path must be short enough for the kernel, too.
+    A socket's path must be short enough for the kernel, too, and for PostgreSQL and libpq a comma begins another path.
     """
     from pgsandbox.engines import binaries
 
     shortest = Path("/tmp") / f"pgsandbox-data-{order.token}"  # noqa: S108 -- made by us, 0700, under a random name
     ours = [] if account or not places.has_room(order.folder) else [order.folder / "data"]
     for folder in (*ours, places.data_folder(order.token)):
-        is_short = len(os.fsencode(folder / ".s.PGSQL.00000.lock")) <= _SOCKET_PATH_MAX
-        if is_short and (account is None or binaries.may_enter(folder.parent, account.pw_uid, account.pw_gid)):
+        socket_path = os.fsencode(folder / ".s.PGSQL.00000.lock")
+        is_one = len(socket_path) <= _SOCKET_PATH_MAX and b"," not in socket_path
+        if is_one and (account is None or binaries.may_enter(folder.parent, account.pw_uid, account.pw_gid)):
             return folder
     return shortest
 

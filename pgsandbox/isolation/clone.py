@@ -92,7 +92,7 @@ class CloneIsolation:
 
     def snapshot(self) -> str:
         """A copy of the database as it is now. Whoever was connected is cut off: a copy needs it quiet."""
-        name = f"{self._name}_at_{next(self._numbers)}"
+        name = f"{self._name}-at-{next(self._numbers)}"
         self._server.drop_database(name)
         self._server.allow_connections(self._name, False)  # else who is cut off reconnects before it is copied
         try:

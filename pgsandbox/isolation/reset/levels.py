@@ -48,7 +48,7 @@ class Levels:
 
     def __init__(self, server: Server, name: str, bottom: Level) -> None:
         self._server = server
-        self._readable = f"{name}_was"
+        self._readable = f"{name}-was"
         self._read_from: str | None = None
         self._small: dict[tuple[str, int], bytes] = {}
         self._stack = [bottom]
