@@ -22,6 +22,8 @@ _PROBE_TIMEOUT = 10
 DOCKER = "/var/run/docker.sock"
 """Where Docker's daemon is, unless somebody says otherwise."""
 
+_MACHINES_PODMAN = "/run/podman/podman.sock"
+
 
 def connect(host: str | None = None) -> docker.DockerClient:
     """A client of the daemon that Docker's own would use: host, context, TLS and credentials are resolved alike.
@@ -43,8 +45,8 @@ def connect(host: str | None = None) -> docker.DockerClient:
 
     logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
     before = os.environ.get("DOCKER_HOST")
-    podman = host or podman_instead()
-    address = podman or get_docker_host() or f"unix://{DOCKER}"
+    podman, named = host or podman_instead(), get_docker_host()
+    address = podman or named or f"unix://{DOCKER}"
     client = None
     try:
         _probe(address)
@@ -57,7 +59,7 @@ def connect(host: str | None = None) -> docker.DockerClient:
     except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
-        raise _no_answer(address, problem) from problem
+        raise _no_answer(address, problem, is_named=(podman or named) is not None) from problem
     finally:
         if before is None:  # that client exports what it finds; the user's environment is not ours to change
             os.environ.pop("DOCKER_HOST", None)
@@ -130,9 +132,9 @@ def _answers(path: str) -> bool:
 
 
 def _podman_sockets() -> list[str]:
-    """Where Podman's socket is, by default: a user's own, and the machine's (podman-system-service manual)."""
+    """Where Podman's socket is, by default: the user's own, and the machine's (podman-system-service manual)."""
     own = os.environ.get("XDG_RUNTIME_DIR")
-    return [*([f"{own}/podman/podman.sock"] if own else []), "/run/podman/podman.sock"]
+    return [*([f"{own}/podman/podman.sock"] if own else []), _MACHINES_PODMAN]
 
 
 def _is_configured() -> bool:
@@ -150,19 +152,24 @@ def _is_configured() -> bool:
     return False
 
 
-def _no_answer(address: str, problem: Exception) -> EngineError:
+def _no_answer(address: str, problem: Exception, *, is_named: bool) -> EngineError:
+    """Why nobody answers at `address`; where nobody named it, there is none of the Podman sockets that answers, too."""
     said = str(problem)
+    looked_at = (address, *(() if is_named else (f"unix://{path}" for path in _podman_sockets())))
     if "Permission denied" in said or "PermissionError" in said:
         return EngineError(
             f"docker: the socket {address.removeprefix('unix://')} refuses this user",
             why="permission denied",
-            looked_at=(address,),
+            looked_at=looked_at,
             hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
         )
     reasons = {"refused": "connection refused", "No such file": "no such file", "timed out": "no answer in time"}
     why = next((why for sign, why in reasons.items() if sign in said), said.splitlines()[0])
     return EngineError(
-        "docker: no engine answers", why=why, looked_at=(address,), hint="start Docker, or use --pgsandbox-engine=local"
+        "docker: no engine answers",
+        why=why,
+        looked_at=looked_at,
+        hint=f"start Docker{'' if is_named else ' or Podman'}, or use --pgsandbox-engine=local",
     )
 
 

@@ -36,6 +36,7 @@ from pgsandbox import Sandbox, places
 from pgsandbox.engines import daemon, named
 from pgsandbox.engines.docker import DockerEngine
 from pgsandbox.errors import EngineError
+from pgsandbox.run import read_record
 from pgsandbox.settings import Settings
 
 pytestmark = pytest.mark.docker
@@ -346,6 +347,75 @@ def test_the_current_context_is_followed_and_the_environment_left_alone(
         assert dict(os.environ) == before
 
 
+@pytest.fixture
+def usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Where Docker's socket is looked for on this machine, and where Podman's is; there is neither."""
+    monkeypatch.setattr(daemon, "DOCKER", str(tmp_path / "docker.sock"))
+    monkeypatch.setattr(daemon, "_MACHINES_PODMAN", str(tmp_path / "machines.sock"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    (tmp_path / "podman").mkdir()
+    return tmp_path / "docker.sock", tmp_path / "podman/podman.sock"
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_podman_serves_where_no_docker_does(usual_places: tuple[Path, Path]) -> None:
+    """As with Docker: from beginning to end, its supervisor included, whatever starts in the meantime."""
+    _, podman = usual_places
+    before = dict(os.environ)
+    with forwarded_unix(podman) as (address, forwarder), running(**settings()) as sandbox:
+        found = sandbox.choice.why
+        assert not is_podman() or re.fullmatch(rf"Podman \d+\.\d+\.\d+ at {podman}, as Docker does not answer", found)
+        assert sandbox.server.execute("SELECT 1") == [(1,)]
+        assert forwarder.accepted > 0
+        spec = read_record(Path(sandbox.server.running.folder) / "spec.json")
+        assert spec is not None
+        assert spec["host"] == address
+    assert dict(os.environ) == before
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_podman_is_only_taken_where_no_docker_answers_and_nobody_named_one(
+    usual_places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_, podman = usual_places
+    assert daemon.podman_instead() is None
+    with forwarded_unix(podman) as (address, _):
+        assert daemon.podman_instead() == address
+        with forwarded_unix(docker_):
+            assert daemon.podman_instead() is None
+        assert docker_.exists(), "what a dead one leaves counts for nothing"
+        assert daemon.podman_instead() == address
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{docker_}")
+        assert daemon.podman_instead() is None
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_where_neither_answers_the_places_of_both_are_named(
+    usual_places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_, podman = usual_places
+    monkeypatch.setenv("HOME", str(docker_.parent))
+    with pytest.raises(EngineError) as caught:
+        daemon.connect()
+    assert str(caught.value) == (
+        "pgsandbox: docker: no engine answers\n"
+        "  why: there is no socket, no DOCKER_HOST and no context\n"
+        f"  looked at: {docker_}, {podman}, {docker_.parent}/machines.sock, DOCKER_HOST, ~/.docker/config.json\n"
+        "  hint: start Docker or Podman, or use --pgsandbox-engine=local"
+    )
+    with forwarded_unix(docker_):
+        pass
+    with pytest.raises(EngineError) as caught:
+        daemon.connect()
+    assert str(caught.value) == (
+        "pgsandbox: docker: no engine answers\n"
+        "  why: connection refused\n"
+        f"  looked at: unix://{docker_}, unix://{podman}, unix://{docker_.parent}/machines.sock\n"
+        "  hint: start Docker or Podman, or use --pgsandbox-engine=local"
+    )
+
+
 @pytest.mark.usefixtures("no_docker_variables")
 def test_a_daemon_across_the_network_publishes_at_its_own_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
     address = own_address()
@@ -387,9 +457,7 @@ def test_a_daemon_that_cannot_publish_where_it_is_reached_is_refused(monkeypatch
 @pytest.mark.usefixtures("no_docker_variables")
 def test_nothing_is_imported_where_there_is_no_sign_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(
-        daemon, "Path", lambda path: tmp_path / "none" if path == "/var/run/docker.sock" else Path(path)
-    )
+    monkeypatch.setattr(daemon, "Path", lambda path: tmp_path / "none" if str(path).endswith(".sock") else Path(path))
     monkeypatch.setattr(daemon.Path, "home", lambda: tmp_path, raising=False)
     assert not daemon._is_configured()
     (tmp_path / ".docker").mkdir()
