@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -170,14 +171,28 @@ def psql_command(found: Named) -> list[str]:
         beside = binaries.find(None).folder / "psql"
         if beside.is_file():
             return [str(beside)]
-    if found.engine == "docker" and shutil.which("docker"):
+    if found.engine == "docker" and (client := _container_client()):
         variables = [word for name in ("PGUSER", "PGPASSWORD", "PGDATABASE") for word in ("--env", name)]
         inside = ["--env", "PGHOST=127.0.0.1", "--env", "PGPORT=5432"]
         terminal = ["--tty"] if sys.stdin.isatty() and sys.stdout.isatty() else []
-        return ["docker", "exec", "--interactive", *terminal, *variables, *inside, f"pgsandbox-{found.token}", "psql"]
+        return [*client, "exec", "--interactive", *terminal, *variables, *inside, f"pgsandbox-{found.token}", "psql"]
     raise EngineError(
         "psql was not found", looked_at=("PATH", "the local binaries"), hint="install PostgreSQL's client"
     )
+
+
+def _container_client() -> list[str]:
+    """Docker's command, or Podman's, and what makes it speak to the daemon that we would; nothing where neither is."""
+    has_docker, has_podman = shutil.which("docker"), shutil.which("podman")
+    if not has_docker and not has_podman:
+        return []
+    from pgsandbox.engines.daemon import podman_instead
+
+    instead = podman_instead()
+    if has_docker:
+        return ["docker", *(["--host", instead] if instead else [])]
+    address = instead or os.environ.get("DOCKER_HOST")
+    return ["podman", *(["--remote", "--url", address] if address else [])]
 
 
 def logs(found: Named, lines: int) -> str:
@@ -216,7 +231,8 @@ def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
         except PgsandboxError as problem:
             says.append({"name": name, "says": str(problem).removeprefix(f"pgsandbox: {name}: ")})
         else:
-            says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}"})
+            why = f" ({choice.why})" if choice.why else ""
+            says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}{why}"})
             if serves is None and settings.engine in ("auto", name):
                 serves = choice
     return {

@@ -35,7 +35,8 @@ needs_root = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root can do this to a Linux machine"
 )
 
-SOCKET = "/var/run/docker.sock"
+SOCKET = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+"""The daemon's, before any test changed where to look for it: Docker's, or Podman's (scripts/test --podman)."""
 _PATH = os.environ["PATH"]
 _SETPRIV, _UNSHARE = (shutil.which(tool) or tool for tool in ("setpriv", "unshare"))
 
@@ -121,11 +122,15 @@ class Forwarder:
         self._listener = listener
         self._target = target
         self._open: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._is_closed = False
         self.accepted = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         """Accept nobody any more, and cut off who is there."""
+        with self._lock:  # who has just come in is not overlooked
+            self._is_closed = True
         for one in (self._listener, *self._open):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -137,10 +142,15 @@ class Forwarder:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self.accepted += 1
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self._target)
-            self._open += [client, server]
+            with self._lock, contextlib.ExitStack() as stack:
+                stack.enter_context(client)
+                if self._is_closed:
+                    return
+                self.accepted += 1
+                server = stack.enter_context(socket.socket(socket.AF_UNIX))
+                server.connect(self._target)
+                self._open += [client, server]
+                stack.pop_all()
             for ends in ((client, server), (server, client)):
                 threading.Thread(target=self._copy, args=ends, daemon=True).start()
 
@@ -238,6 +248,18 @@ def own_daemon(image: str) -> Iterator[OwnDaemon]:
             daemon.stop()
 
 
+def is_podman() -> bool:
+    """Whether the engine of the docker tests is Podman, whose own words and habits are others."""
+    version = [
+        "docker",
+        f"--host=unix://{SOCKET}",
+        "version",
+        "--format",
+        "{{range .Server.Components}}{{.Name}} {{end}}",
+    ]
+    return "Podman" in subprocess.run(version, capture_output=True, text=True, check=True).stdout
+
+
 def command_lines() -> str:
     """The command line of every process of this machine."""
     found = []
@@ -327,7 +349,7 @@ class Registry:
 
         self._server.shutdown()
         self._server.server_close()
-        with contextlib.closing(docker.from_env()) as client, contextlib.suppress(docker.errors.ImageNotFound):
+        with contextlib.closing(docker.from_env()) as client, contextlib.suppress(docker.errors.NotFound):
             client.api.remove_image(self.name)
 
     @staticmethod

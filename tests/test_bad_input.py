@@ -190,7 +190,7 @@ def test_a_docker_socket_without_permission() -> None:
 def test_an_image_that_is_missing_where_no_registry_answers(everywhere: Everywhere) -> None:
     everywhere(
         "pgsandbox: docker: the image 127.0.0.1:1/pg:18 is not here and can't be pulled\n"
-        '  why: Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused\n'
+        '  why: <any>Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused\n'
         "  hint: check the name and the network, try `docker pull 127.0.0.1:1/pg:18`, or use --pgsandbox-engine=local",
         exit_code=3,
         engine="docker",

@@ -336,10 +336,12 @@ def test_a_registry_brings_it_to_another_machine(
         where = baked(target)
         refused = bake(target, "--push", reference)
         assert (refused.returncode, refused.stdout) == (3, "")
-        assert refused.stderr.endswith(
-            f"pgsandbox: docker: the template can't be pushed to {reference}\n"
-            "  why: no basic auth credentials\n"
-            f"  hint: check the name and the network, or `docker login {private.address}`\n"
+        assert re.search(
+            rf"^pgsandbox: docker: the template can't be pushed to {reference}\n"
+            r"  why: (no basic auth credentials|.* unauthorized: authentication required)\n"  # Docker's words, Podman's
+            rf"  hint: check the name and the network, or `docker login {private.address}`\n$",
+            refused.stderr,
+            re.MULTILINE,
         ), refused.stderr
         auth = {"auths": {private.address: {"auth": "bWU6c2VjcmV0"}}}
         (config / "config.json").write_text(json.dumps(auth))

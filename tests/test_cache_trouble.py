@@ -225,6 +225,7 @@ def test_an_image_that_no_server_starts_from_is_built_anew(schema: Path) -> None
 
 @needs_root
 @pytest.mark.docker
+@pytest.mark.dockerd("it starts a dockerd of its own, and restarts that")
 def test_a_daemon_that_was_restarted_still_has_what_is_kept(
     schema: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,9 +23,10 @@ import psycopg
 import pytest
 from children import eventually
 from conftest import Target, left_behind
-from machine import needs_root, other_user, with_mounts
+from machine import forwarded_unix, is_podman, needs_root, other_user, with_mounts
 
 import pgsandbox
+from pgsandbox import named
 from pgsandbox.cli.sandboxes import cli as commands
 
 PGSANDBOX = [sys.executable, "-m", "pgsandbox"]
@@ -449,21 +450,47 @@ def test_a_sandbox_on_docker_is_served_like_any_other(
     assert "docker" in cli("ls").stdout
     assert cli("psql", "--", "-Atc", "SELECT no_such_column").returncode == 1
     assert "no_such_column" in cli("logs").stdout
-    only = tmp_path / "only-docker"
-    only.mkdir()
-    (only / "docker").symlink_to(str(shutil.which("docker")))
-    monkeypatch.setattr("pgsandbox.engines.binaries.USUAL_FOLDERS", ())
-    monkeypatch.setenv("PATH", str(only))
     script = "import sys; from pgsandbox.engines import binaries; binaries.USUAL_FOLDERS = (); "
     script += "binaries._embedded = lambda: []; from pgsandbox.cli import main; main()"
-    inside = subprocess.run(
-        [sys.executable, "-c", script, "psql", "--", "-Atc", "SELECT session_user || current_setting('port')"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (inside.returncode, inside.stdout) == (0, "pgsandbox_main5432\n"), inside.stderr
+    for client in ("docker", "podman") if is_podman() else ("docker",):
+        only = tmp_path / f"only-{client}"
+        only.mkdir()
+        (only / client).symlink_to(str(shutil.which(client)))
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(only))
+            inside = subprocess.run(
+                [sys.executable, "-c", script, "psql", "--", "-Atc", "SELECT session_user || current_setting('port')"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert (inside.returncode, inside.stdout) == (0, "pgsandbox_main5432\n"), inside.stderr
     assert cli("down").returncode == 0
+
+
+def test_psql_in_a_container_asks_the_daemon_that_the_sandbox_is_on(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    place = tmp_path / "podman.sock"
+    monkeypatch.setattr("pgsandbox.engines.daemon.DOCKER", str(tmp_path / "nothing"))
+    monkeypatch.setattr("pgsandbox.engines.daemon._MACHINES_PODMAN", str(place))
+
+    def command(*clients: str) -> list[str]:
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name in clients else None)
+        return named._container_client()
+
+    with forwarded_unix(place) as (address, _):
+        assert command("docker", "podman") == ["docker", "--host", address]
+        assert command("podman") == ["podman", "--remote", "--url", address]
+    assert command("docker") == ["docker"]
+    assert command("podman") == ["podman"]
+    monkeypatch.setenv("DOCKER_HOST", address)
+    assert command("docker", "podman") == ["docker"]
+    assert command("podman") == ["podman", "--remote", "--url", address]
+    assert command() == []
 
 
 def test_prune_says_what_it_removes(project: Path, cli: Cli, runtime: Path) -> None:

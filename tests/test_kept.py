@@ -16,7 +16,7 @@ from conftest import Target
 
 from pgsandbox import Sandbox, places
 from pgsandbox.cache import Cache, Entry
-from pgsandbox.engines import named
+from pgsandbox.engines import images, named
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -147,8 +147,6 @@ def nameless(client: docker.DockerClient) -> Iterator[Callable[[], list[str]]]:
 
 
 def mark() -> str:
-    from pgsandbox.engines import images
-
     return images._cache_id(Cache().folder)
 
 
@@ -162,7 +160,7 @@ def gone(client: docker.DockerClient, id_: str) -> bool:
     while time.monotonic() < deadline:
         try:
             client.images.get(id_)
-        except docker.errors.ImageNotFound:
+        except docker.errors.NotFound:
             return True
         time.sleep(0.05)
     return False
@@ -177,7 +175,7 @@ def test_an_image_that_must_go_goes_with_the_last_container_that_runs_on_it(
         id_ = str(client.images.get(entry.where).id)
         assert Cache().clear() == ([entry], [])
         assert sandbox.server.execute("SELECT 1") == [(1,)]
-        assert client.images.get(id_).tags == [f"pgsandbox-template:{id_[7:19]}-{mark()}"]
+        assert images.tags_of(client.images.get(id_).attrs) == [f"pgsandbox-template:{id_[7:19]}-{mark()}"]
         assert nameless() == []
         assert sandbox.stop() == []
     assert gone(client, id_)
@@ -206,8 +204,10 @@ def test_images_of_killed_builders_go_with_the_next_build(
     (Cache().folder / f"{first.key}.json").unlink()
     container = client.api.create_container(first.where, command=["true"])["Id"]
     try:
-        half = client.api.commit(container, message="pgsandbox")["Id"]
-        somebodys = client.api.commit(container, message="mine")["Id"]
+        half, somebodys = (
+            str(client.images.get(client.api.commit(container, message=said)["Id"]).id)
+            for said in ("pgsandbox", "mine")
+        )
     finally:
         client.api.remove_container(container, v=True)
     try:

@@ -16,6 +16,7 @@ from conftest import Target
 
 from pgsandbox import Sandbox, scram
 from pgsandbox.cache import Cache, Entry
+from pgsandbox.engines import images
 
 VERIFIER = re.compile(rb"SCRAM-SHA-256\$|md5[0-9a-f]{32}")
 
@@ -80,7 +81,7 @@ def look_into(image: str) -> tuple[str, list[tuple[str, bytes]]]:
     import docker
 
     with contextlib.closing(docker.from_env()) as client:
-        said = json.dumps([client.api.inspect_image(image), client.api.history(image)])
+        said = json.dumps([client.api.inspect_image(image), client.api.history(image), images.note_of(client, image)])
         saved = dict(members(b"".join(client.images.get(image).save())))
     [manifest] = json.loads(saved["manifest.json"])
     said += saved[manifest["Config"]].decode()

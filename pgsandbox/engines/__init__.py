@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -38,6 +38,7 @@ class Choice:
     what: str
     """The image, the binaries' folder, or the server's address."""
     why: str = ""
+    """What else the user should know of it: why not another, and what answers where that isn't Docker."""
     detail: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -264,8 +265,7 @@ def choose(settings: Settings, progress: Progress) -> Choice:
         except EngineError as refusal:
             refusals.append(refusal)
         else:
-            why = "; ".join(f"{r.message}" for r in refusals)
-            return Choice(engine=choice.engine, version=choice.version, what=choice.what, why=why, detail=choice.detail)
+            return replace(choice, why="; ".join([*(r.message for r in refusals), *filter(None, [choice.why])]))
     raise _none_serves(settings, refusals)
 
 

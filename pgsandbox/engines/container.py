@@ -78,7 +78,7 @@ def create_only(client: docker.DockerClient, image: str, *, name: str, order: Or
     write_record(order.folder / ASKED, {"id": None})
     try:
         container: str = client.api.create_container(image, command=["true"], name=name, labels=_labels(order))["Id"]
-    except docker.errors.ImageNotFound as problem:
+    except docker.errors.NotFound as problem:
         raise SeedError("the kept template has gone", why=f"somebody removed the image {image}") from problem
     write_record(order.folder / ASKED, {"id": container})
     return container
@@ -234,7 +234,7 @@ def _keep_script() -> str:
 
 def _not_started(choice: Choice, order: Order, where: Topology, problem: Any) -> PgsandboxError:
     why = problem.explanation or str(problem)
-    if order.seed is not None and "No such image" in why:
+    if order.seed is not None and "no such image" in why.lower():
         return SeedError("the kept template has gone", why=f"somebody removed the image {order.seed['image']}")
     if where.publish not in (None, "127.0.0.1") and ("cannot assign" in why or "bind" in why):
         return EngineError(

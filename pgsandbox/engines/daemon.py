@@ -1,4 +1,4 @@
-"""Docker's daemon: which one answers, and whether it has the image."""
+"""The daemon: Docker's, or Podman in its stead; which one answers, and whether it has the image."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ _API_TIMEOUT = 60
 _PROBE_TIMEOUT = 10
 
 
-def connect() -> docker.DockerClient:
+DOCKER = "/var/run/docker.sock"
+"""Where Docker's daemon is, unless somebody says otherwise."""
+
+_MACHINES_PODMAN = "/run/podman/podman.sock"
+
+
+def connect(host: str | None = None) -> docker.DockerClient:
     """A client of the daemon that Docker's own would use: host, context, TLS and credentials are resolved alike.
 
-    Raises EngineError with the address that was tried.
+    Where that finds nobody, of the Podman that `podman_instead` found, or of `host`, which it found before. Raises
+    EngineError with the addresses that were tried.
     """
     if not _is_configured():
         raise EngineError(
             "docker: no engine answers",
             why="there is no socket, no DOCKER_HOST and no context",
-            looked_at=("/var/run/docker.sock", "DOCKER_HOST", "~/.docker/config.json"),
-            hint="start Docker, or use --pgsandbox-engine=local",
+            looked_at=(DOCKER, *_podman_sockets(), "DOCKER_HOST", "~/.docker/config.json"),
+            hint="start Docker or Podman, or use --pgsandbox-engine=local",
         )
     import logging
 
@@ -37,22 +44,47 @@ def connect() -> docker.DockerClient:
     from testcontainers.core.docker_client import DockerClient, get_docker_host
 
     logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
-    address = get_docker_host() or "unix:///var/run/docker.sock"
     before = os.environ.get("DOCKER_HOST")
+    podman, named = host or podman_instead(), get_docker_host()
+    address = podman or named or f"unix://{DOCKER}"
     client = None
     try:
         _probe(address)
-        client = DockerClient(timeout=_PROBE_TIMEOUT).client
+        if podman is not None:
+            client = docker.DockerClient(base_url=podman, timeout=_PROBE_TIMEOUT)
+        else:
+            client = DockerClient(timeout=_PROBE_TIMEOUT).client
         client.ping()
         client.api.timeout = _API_TIMEOUT
     except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
-        raise _no_answer(address, problem) from problem
+        raise _no_answer(address, problem, is_named=(podman or named) is not None) from problem
     finally:
         if before is None:  # that client exports what it finds; the user's environment is not ours to change
             os.environ.pop("DOCKER_HOST", None)
     return client
+
+
+def podman_instead() -> str | None:
+    """The address of a Podman at one of its usual places, if nobody configured a daemon and Docker doesn't answer."""
+    from testcontainers.core.docker_client import get_docker_host
+
+    if get_docker_host() is not None or os.name == "nt" or _answers(DOCKER):
+        return None
+    return next((f"unix://{path}" for path in _podman_sockets() if _answers(path)), None)
+
+
+def nature(client: docker.DockerClient) -> str:
+    """What answers, if that is not Docker: `Podman 4.3.1`, and where, if nobody named it."""
+    server = client.api.get(f"{client.api.base_url}/_ping").headers.get("Server", "")
+    name, _, version = server.partition(" ")[0].partition("/")
+    if name != "Libpod":
+        return ""
+    instead = podman_instead()
+    return f"Podman {version}" + (
+        f" at {instead.removeprefix('unix://')}, as Docker does not answer" if instead else ""
+    )
 
 
 def image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
@@ -61,7 +93,7 @@ def image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
 
     try:
         return client.images.get(name)
-    except docker.errors.ImageNotFound:
+    except docker.errors.NotFound:
         pass
     except docker.errors.APIError as problem:
         raise EngineError(
@@ -92,10 +124,24 @@ def _probe(address: str) -> None:
         socket.create_connection((where.hostname, where.port), timeout=_PROBE_TIMEOUT).close()
 
 
+def _answers(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        _probe(f"unix://{path}")
+        return True
+    return False
+
+
+def _podman_sockets() -> list[str]:
+    """Where Podman's socket is, by default: the user's own, and the machine's (podman-system-service manual)."""
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    return [*([f"{own}/podman/podman.sock"] if own else []), _MACHINES_PODMAN]
+
+
 def _is_configured() -> bool:
     """Whether there is any sign of a Docker client's configuration; importing the client costs 0.2 s."""
     home = Path.home()
-    candidates = (Path("/var/run/docker.sock"), home / ".docker/run/docker.sock", home / ".testcontainers.properties")
+    sockets = map(Path, (DOCKER, *_podman_sockets()))
+    candidates = (*sockets, home / ".docker/run/docker.sock", home / ".testcontainers.properties")
     if os.environ.get("DOCKER_HOST") or os.environ.get("DOCKER_CONTEXT") or any(c.exists() for c in candidates):
         return True
     if os.name == "nt":
@@ -106,19 +152,24 @@ def _is_configured() -> bool:
     return False
 
 
-def _no_answer(address: str, problem: Exception) -> EngineError:
+def _no_answer(address: str, problem: Exception, *, is_named: bool) -> EngineError:
+    """Why nobody answers at `address`; where nobody named it, there is none of the Podman sockets that answers, too."""
     said = str(problem)
+    looked_at = (address, *(() if is_named else (f"unix://{path}" for path in _podman_sockets())))
     if "Permission denied" in said or "PermissionError" in said:
         return EngineError(
             f"docker: the socket {address.removeprefix('unix://')} refuses this user",
             why="permission denied",
-            looked_at=(address,),
+            looked_at=looked_at,
             hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
         )
     reasons = {"refused": "connection refused", "No such file": "no such file", "timed out": "no answer in time"}
     why = next((why for sign, why in reasons.items() if sign in said), said.splitlines()[0])
     return EngineError(
-        "docker: no engine answers", why=why, looked_at=(address,), hint="start Docker, or use --pgsandbox-engine=local"
+        "docker: no engine answers",
+        why=why,
+        looked_at=looked_at,
+        hint=f"start Docker{'' if is_named else ' or Podman'}, or use --pgsandbox-engine=local",
     )
 
 

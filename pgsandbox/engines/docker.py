@@ -55,6 +55,7 @@ class DockerEngine:
         name = settings.image.replace("{version}", str(wanted))
         with contextlib.closing(daemon.connect()) as client:
             image = daemon.image(client, name, progress)
+            nature = daemon.nature(client)
         config = image.attrs["Config"]
         environ = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
         command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
@@ -75,6 +76,7 @@ class DockerEngine:
             engine=self.name,
             version=environ.get("PG_VERSION", "").partition("-")[0] or major or str(wanted),
             what=name,
+            why=nature,
             detail={
                 "content": _content(image.attrs),
                 "entrypoint": config.get("Entrypoint") or [],
@@ -87,6 +89,7 @@ class DockerEngine:
         """A running server; raises ServerError, NotReadyError or EngineError."""
         name = f"pgsandbox-{order.token}"
         spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
+        spec["host"] = daemon.podman_instead()  # where Docker may be started meanwhile, and be asked in vain
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(daemon.connect()))
             where = topology(client)
@@ -194,7 +197,7 @@ class DockerEngine:
         with contextlib.closing(daemon.connect()) as client:
             try:
                 client.images.get(seed["image"])
-            except docker.errors.ImageNotFound:
+            except docker.errors.NotFound:
                 return f"somebody removed the image {seed['image']}"
             return None
 
@@ -306,6 +309,7 @@ class DockerWard:
         self._folder = Path(spec["folder"])
         self._seed: str | None = spec["seed"]
         self._is_beside: bool = spec.get("beside", False)
+        self._host: str | None = spec.get("host")
         self._client: docker.DockerClient | None = None
         self._asked = 0.0
 
@@ -378,7 +382,7 @@ class DockerWard:
 
     def _docker(self) -> docker.DockerClient:
         if self._client is None:
-            self._client = daemon.connect()
+            self._client = daemon.connect(self._host)
         return self._client
 
 
@@ -394,7 +398,7 @@ def remove_orphans(client: docker.DockerClient) -> list[str]:
             removed.append(f"container pgsandbox-{token}")
     for image in client.api.images(filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
         token = image["Labels"].get(LABEL_SERVER, "")
-        tags = [tag for tag in image["RepoTags"] or () if tag != "<none>:<none>"]
+        tags = images.tags_of(image)
         with contextlib.suppress(docker.errors.APIError):  # somebody's container uses it
             # One without a name is of a daemon that was killed between commit and tag.
             is_seed = f"{_SEEDS}:{token}" in tags or (not tags and images.is_ours(client, image["Id"]))

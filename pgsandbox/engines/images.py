@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import platform
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +44,14 @@ def commit(client: docker.DockerClient, container: str, tag: str, labels: dict[s
 
     retire(client, tag)
     repository, _, version = tag.partition(":")
-    # What the commit is not told, it takes over from the container.
-    conf = {"Env": ["POSTGRES_PASSWORD=", "POSTGRES_PASSWORD_FILE="], "Entrypoint": [], "Cmd": [], "Labels": labels}
+    # What the commit is not told, it takes over from the container. Told twice: Podman before 5 has no ear for the
+    # configuration, and with Docker the instructions can't make an entrypoint empty.
+    environ = ["POSTGRES_PASSWORD=", "POSTGRES_PASSWORD_FILE="]
+    conf = {"Env": environ, "Entrypoint": [], "Cmd": [], "Labels": labels}
+    changes = ["ENTRYPOINT []", "CMD []", *(f"ENV {pair}" for pair in environ)]
+    changes += [f"LABEL {name}={value}" for name, value in labels.items()]
     try:
-        client.api.commit(container, repository=repository, tag=version, message=_COMMENT, conf=conf)
+        client.api.commit(container, repository=repository, tag=version, message=_COMMENT, conf=conf, changes=changes)
     except docker.errors.APIError as problem:
         raise _not_made(problem) from problem
 
@@ -75,17 +81,23 @@ def size_on(client: docker.DockerClient, image: str, base: str) -> int:
 def labels_of_kept(folder: Path, note: dict[str, Any]) -> dict[str, str]:
     """What a kept image says of itself; what its container said of its run is not for other machines."""
     mine = dict.fromkeys((LABEL_RUN, LABEL_OWNER, LABEL_SERVER, LABEL_CREATED), "")
-    return {**mine, _NOTE: json.dumps(note, sort_keys=True), _CACHE: _cache_id(folder)}
+    return {**mine, _NOTE: _packed(note), _CACHE: _cache_id(folder)}
 
 
 def note_of(client: docker.DockerClient, name: str) -> dict[str, Any] | None:
     """What the image `name` says of itself, if it is a template that pgsandbox baked."""
     labels = client.images.get(name).attrs["Config"].get("Labels") or {}
-    with contextlib.suppress(ValueError):
-        note = json.loads(labels.get(_NOTE, ""))
+    with contextlib.suppress(ValueError, zlib.error):
+        note = json.loads(zlib.decompress(base64.urlsafe_b64decode(labels.get(_NOTE, ""))))
         if isinstance(note, dict):
             return note
     return None
+
+
+def tags_of(image: dict[str, Any]) -> list[str]:
+    """The names of an image that the daemon lists, as Docker writes them: Podman writes out where they are from."""
+    tags = (tag.removeprefix("docker.io/library/").removeprefix("localhost/") for tag in image["RepoTags"] or ())
+    return [tag for tag in tags if tag != _NAMELESS]
 
 
 def is_ours(client: docker.DockerClient, id_: str) -> bool:
@@ -100,11 +112,11 @@ def retire(client: docker.DockerClient, tag: str) -> None:
     """
     import docker
 
-    with contextlib.suppress(docker.errors.ImageNotFound):
+    with contextlib.suppress(docker.errors.NotFound):
         id_ = str(client.images.get(tag).id)
         try:
             client.api.remove_image(tag)
-        except docker.errors.ImageNotFound:
+        except docker.errors.NotFound:
             raise
         except docker.errors.APIError as problem:
             if problem.status_code != 409:
@@ -123,7 +135,7 @@ def remove_if_retired(client: docker.DockerClient, id_: str) -> None:
     import docker
 
     with contextlib.suppress(docker.errors.APIError):
-        tags = client.images.get(id_).tags
+        tags = tags_of(client.images.get(id_).attrs)
         if len(tags) == 1 and tags[0].startswith(f"{KEPT}:{_retired(id_)}-"):
             client.api.remove_image(tags[0])
 
@@ -133,7 +145,7 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
     import docker
 
     mine = f"-{_cache_id(folder)}"
-    for tag in (tag for image in client.api.images(name=KEPT) for tag in image["RepoTags"] or ()):
+    for tag in (tag for image in client.api.images(name=KEPT) for tag in tags_of(image)):
         key = tag.partition(":")[2].removesuffix(mine)
         if tag.endswith(mine) and key not in known:
             yield key, tag
@@ -142,6 +154,11 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
         with contextlib.suppress(docker.errors.ImageNotFound):  # somebody else tidies up, too
             if is_ours(client, image["Id"]):
                 yield str((note_of(client, image["Id"]) or {}).get("key", "0")), image["Id"]
+
+
+def _packed(note: dict[str, Any]) -> str:
+    """`note` in the few characters that mean nothing in an instruction, and short: a line of those is 64 kB at most."""
+    return base64.urlsafe_b64encode(zlib.compress(json.dumps(note, sort_keys=True).encode())).decode()
 
 
 def _not_made(problem: docker.errors.APIError) -> PgsandboxError:

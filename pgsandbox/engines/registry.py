@@ -59,7 +59,7 @@ def _borrowed(client: docker.DockerClient, reference: str) -> Iterator[None]:
     from docker.utils import parse_repository_tag
 
     before = None
-    with contextlib.suppress(docker.errors.ImageNotFound):
+    with contextlib.suppress(docker.errors.NotFound):
         before = client.images.get(reference).id
     try:
         yield

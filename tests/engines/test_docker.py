@@ -25,6 +25,7 @@ from machine import (
     forwarded_tcp,
     forwarded_unix,
     inspected,
+    is_podman,
     own_address,
     registry,
     running,
@@ -35,6 +36,7 @@ from pgsandbox import Sandbox, places
 from pgsandbox.engines import daemon, named
 from pgsandbox.engines.docker import DockerEngine
 from pgsandbox.errors import EngineError
+from pgsandbox.run import read_record
 from pgsandbox.settings import Settings
 
 pytestmark = pytest.mark.docker
@@ -72,7 +74,11 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_a_server_is_published_on_loopback_at_a_port_of_the_daemons_choice(shared: Sandbox) -> None:
     found = container_of(shared)
-    assert found["HostConfig"]["PortBindings"] == {"5432/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}
+    [asked] = found["HostConfig"]["PortBindings"]["5432/tcp"]
+    assert (asked["HostIp"], asked["HostPort"]) in [
+        ("127.0.0.1", port)
+        for port in ("", str(shared.server.port))  # Podman writes down there what it chose
+    ]
     published = found["NetworkSettings"]["Ports"]
     assert published == {"5432/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(shared.server.port)}]}
     assert shared.server.host == "127.0.0.1"
@@ -260,9 +266,13 @@ def test_a_missing_image_is_pulled_and_the_progress_told(client: docker.DockerCl
     with registry() as source:
         choice = DockerEngine().find(Settings(image=source.name), told.append)
         assert (choice.version, choice.what) == ("18.99", source.name)
-        assert told[0] == f"pulling {source.name}: Pulling from pg"
-        assert any(re.fullmatch(rf"pulling {source.name}: Downloading \[=*>.*\].*MB", line) for line in told)
-        assert any(line.startswith(f"pulling {source.name}: Extracting [") for line in told)
+        if is_podman():  # which doesn't say how much
+            assert told[0] == f"pulling {source.name}: Pulling fs layer"
+            assert told[-1] == f"pulling {source.name}: Download complete"
+        else:
+            assert told[0] == f"pulling {source.name}: Pulling from pg"
+            assert any(re.fullmatch(rf"pulling {source.name}: Downloading \[=*>.*\].*MB", line) for line in told)
+            assert any(line.startswith(f"pulling {source.name}: Extracting [") for line in told)
         told.clear()
         assert DockerEngine().find(Settings(image=source.name), told.append) == choice
         assert told == []
@@ -273,9 +283,13 @@ def test_the_users_credentials_open_a_private_registry(tmp_path: Path, monkeypat
     with registry(credentials="me:s3cr3t") as source:
         with pytest.raises(EngineError) as caught:
             DockerEngine().find(Settings(image=source.name), silent)
+        why = f'Head "http://{source.address}/v2/pg/manifests/18": no basic auth credentials'
+        if is_podman():
+            why = f"initializing source docker://{source.name}: reading manifest 18 in {source.address}/pg: "
+            why += "unauthorized: who are you?"
         assert str(caught.value) == (
             f"pgsandbox: docker: the image {source.name} is not here and can't be pulled\n"
-            f'  why: Head "http://{source.address}/v2/pg/manifests/18": no basic auth credentials\n'
+            f"  why: {why}\n"
             f"  hint: check the name and the network, try `docker pull {source.name}`, or use --pgsandbox-engine=local"
         )
         auth = {source.address: {"auth": base64.b64encode(b"me:s3cr3t").decode()}}
@@ -333,6 +347,75 @@ def test_the_current_context_is_followed_and_the_environment_left_alone(
         assert dict(os.environ) == before
 
 
+@pytest.fixture
+def usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Where Docker's socket is looked for on this machine, and where Podman's is; there is neither."""
+    monkeypatch.setattr(daemon, "DOCKER", str(tmp_path / "docker.sock"))
+    monkeypatch.setattr(daemon, "_MACHINES_PODMAN", str(tmp_path / "machines.sock"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    (tmp_path / "podman").mkdir()
+    return tmp_path / "docker.sock", tmp_path / "podman/podman.sock"
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_podman_serves_where_no_docker_does(usual_places: tuple[Path, Path]) -> None:
+    """As with Docker: from beginning to end, its supervisor included, whatever starts in the meantime."""
+    _, podman = usual_places
+    before = dict(os.environ)
+    with forwarded_unix(podman) as (address, forwarder), running(**settings()) as sandbox:
+        found = sandbox.choice.why
+        assert not is_podman() or re.fullmatch(rf"Podman \d+\.\d+\.\d+ at {podman}, as Docker does not answer", found)
+        assert sandbox.server.execute("SELECT 1") == [(1,)]
+        assert forwarder.accepted > 0
+        spec = read_record(Path(sandbox.server.running.folder) / "spec.json")
+        assert spec is not None
+        assert spec["host"] == address
+    assert dict(os.environ) == before
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_podman_is_only_taken_where_no_docker_answers_and_nobody_named_one(
+    usual_places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_, podman = usual_places
+    assert daemon.podman_instead() is None
+    with forwarded_unix(podman) as (address, _):
+        assert daemon.podman_instead() == address
+        with forwarded_unix(docker_):
+            assert daemon.podman_instead() is None
+        assert docker_.exists(), "what a dead one leaves counts for nothing"
+        assert daemon.podman_instead() == address
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{docker_}")
+        assert daemon.podman_instead() is None
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_where_neither_answers_the_places_of_both_are_named(
+    usual_places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker_, podman = usual_places
+    monkeypatch.setenv("HOME", str(docker_.parent))
+    with pytest.raises(EngineError) as caught:
+        daemon.connect()
+    assert str(caught.value) == (
+        "pgsandbox: docker: no engine answers\n"
+        "  why: there is no socket, no DOCKER_HOST and no context\n"
+        f"  looked at: {docker_}, {podman}, {docker_.parent}/machines.sock, DOCKER_HOST, ~/.docker/config.json\n"
+        "  hint: start Docker or Podman, or use --pgsandbox-engine=local"
+    )
+    with forwarded_unix(docker_):
+        pass
+    with pytest.raises(EngineError) as caught:
+        daemon.connect()
+    assert str(caught.value) == (
+        "pgsandbox: docker: no engine answers\n"
+        "  why: connection refused\n"
+        f"  looked at: unix://{docker_}, unix://{podman}, unix://{docker_.parent}/machines.sock\n"
+        "  hint: start Docker or Podman, or use --pgsandbox-engine=local"
+    )
+
+
 @pytest.mark.usefixtures("no_docker_variables")
 def test_a_daemon_across_the_network_publishes_at_its_own_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
     address = own_address()
@@ -374,9 +457,7 @@ def test_a_daemon_that_cannot_publish_where_it_is_reached_is_refused(monkeypatch
 @pytest.mark.usefixtures("no_docker_variables")
 def test_nothing_is_imported_where_there_is_no_sign_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(
-        daemon, "Path", lambda path: tmp_path / "none" if path == "/var/run/docker.sock" else Path(path)
-    )
+    monkeypatch.setattr(daemon, "Path", lambda path: tmp_path / "none" if str(path).endswith(".sock") else Path(path))
     monkeypatch.setattr(daemon.Path, "home", lambda: tmp_path, raising=False)
     assert not daemon._is_configured()
     (tmp_path / ".docker").mkdir()

@@ -15,7 +15,7 @@ from typing import Any
 import docker
 import pytest
 from conftest import image
-from machine import SOCKET
+from machine import SOCKET, is_podman
 
 import pgsandbox
 from pgsandbox.engines import topology
@@ -48,7 +48,7 @@ FOLDERS = ("/usr", "/lib", "/lib64", sys.base_prefix, sys.prefix, str(Path(pgsan
 @pytest.fixture
 def network() -> Iterator[str]:
     """A network of one's own, as Compose and CI services make them."""
-    with contextlib.closing(docker.from_env()) as client:
+    with contextlib.closing(docker.DockerClient(f"unix://{SOCKET}")) as client:
         name = f"pgsandbox-test-{secrets.token_hex(4)}"
         client.networks.create(name)
         try:
@@ -60,8 +60,16 @@ def network() -> Iterator[str]:
 def inside(kept: Path, *options: str) -> dict[str, Any]:
     """What this machine's own Python says in a container that has the daemon's socket."""
     mounts = [f"--volume={folder}:{folder}:ro" for folder in dict.fromkeys(FOLDERS) if Path(folder).exists()]
-    mounts += [f"--volume={SOCKET}:{SOCKET}", f"--volume={kept}:{kept}"]
-    command = ["docker", "run", "--rm", *mounts, f"--env=_PGSANDBOX_CACHE={kept}", f"--entrypoint={sys.executable}"]
+    mounts += [f"--volume={SOCKET}:/var/run/docker.sock", f"--volume={kept}:{kept}"]
+    command = [
+        "docker",
+        f"--host=unix://{SOCKET}",
+        "run",
+        "--rm",
+        *mounts,
+        f"--env=_PGSANDBOX_CACHE={kept}",
+        f"--entrypoint={sys.executable}",
+    ]
     command += [*options, image(18), "-c", CODE, image(18)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
@@ -79,7 +87,7 @@ on_linux = pytest.mark.skipif(
 @pytest.mark.parametrize("groups", ["host", "private"])
 def test_from_a_container_its_network_is_joined_and_nothing_published(groups: str, kept: Path) -> None:
     found = inside(kept, f"--cgroupns={groups}")
-    assert found["topology"] == {"publish": None, "host": None, "network": "bridge"}
+    assert found["topology"] == {"publish": None, "host": None, "network": "podman" if is_podman() else "bridge"}
     assert found["reached"][0] == found["reached"][1]
     assert found["published"] is None
 
