@@ -74,10 +74,10 @@ class Baker:
         with cache.building(key, timeout=patience(self._settings)):
             entry, _ = cache.find(key)
             if entry is None:
-                with docker.pulled(reference, self._progress) as (image, note):
+                with self._keeping(cache), docker.pulled(reference, self._progress) as (image, note):
                     self._check(note, f"the image {reference}")
-                    seed = docker.keep(image, self._sandbox.choice, folder=cache.prepare(), name=key)
-                entry = self._keep(cache, seed, note)
+                    seed = docker.keep(image, self._sandbox.choice, folder=cache.folder, name=key)
+                    entry = self._keep(cache, seed, note)
             else:
                 self._progress(_KEPT_ALREADY)
         return entry
@@ -105,11 +105,14 @@ class Baker:
                 if entry is not None:
                     self._progress(_KEPT_ALREADY)
                     return entry
-                with self._order() as order:
+                with self._keeping(cache), self._order() as order:
                     engine, choice = engines.named(self._sandbox.choice.engine), self._sandbox.choice
                     self._progress(f"reading {shown}")
-                    seed = engine.adopt(content, head, choice, order, folder=cache.prepare(), name=key)
-                return self._keep(cache, seed, head)
+                    seed = engine.adopt(content, head, choice, order, folder=cache.folder, name=key)
+                    return self._keep(cache, seed, head)
+
+    def _keeping(self, cache: Cache) -> contextlib.AbstractContextManager[None]:
+        return self._sandbox.join().keeping(self._sandbox.choice.engine, cache.prepare())
 
     def _keep(self, cache: Cache, seed: dict[str, Any], note: dict[str, Any]) -> Entry:
         choice, version, facts = self._sandbox.choice, note["version"], note["facts"]

@@ -66,8 +66,8 @@ class Entry:
 class Cache:
     """The kept templates of this user. Nothing in it is trusted that was not finished."""
 
-    def __init__(self) -> None:
-        self.folder = places.cache_root() / f"templates-{FORMAT}"
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or places.cache_root() / f"templates-{FORMAT}"
         """Where they are; another version of pgsandbox that keeps them in another format has another one."""
 
     def prepare(self) -> Path:

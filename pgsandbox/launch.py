@@ -117,10 +117,15 @@ class Launcher:
             if wrong is not None:
                 self._progress(Notice(f"the kept template is damaged ({wrong}): it is built anew"))
             if entry is None:
-                made = self._make_seed(Seeding.KEPT, cache.prepare(), key)
-                version, facts = self._choice.version, made["facts"]
-                entry = Entry.of(key, made["seed"], choice=self._choice, version=version, facts=facts, root=self._root)
-                cache.keep(entry, limit=self._settings.cache_size)
+                entry = self._keep(cache, key)
+        return entry
+
+    def _keep(self, cache: Cache, key: str) -> Entry:
+        with self._run.keeping(self._choice.engine, cache.prepare()):
+            made = self._make_seed(Seeding.KEPT, cache.folder, key)
+            version, facts = self._choice.version, made["facts"]
+            entry = Entry.of(key, made["seed"], choice=self._choice, version=version, facts=facts, root=self._root)
+            cache.keep(entry, limit=self._settings.cache_size)
         return entry
 
     def release(self) -> None:

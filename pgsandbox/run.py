@@ -14,6 +14,9 @@ from typing import Any
 from pgsandbox import lease, places
 from pgsandbox.errors import NotReadyError, PgsandboxError, PlaceError, UsageError
 
+KEEPING = "keeping.json"
+"""The file in a run's folder that says for which cache something is being made; it stays if that was never finished."""
+
 
 class Run:
     """This process's part in the run `id`: a lease on the run's folder, until `leave` or death."""
@@ -24,9 +27,9 @@ class Run:
         self._lease = lease.hold(self.folder)
 
     def leave(self) -> None:
-        """Give up this process's hold; the folder goes with the last one."""
+        """Give up this process's hold; the folder goes with the last one, unless a supervisor has to look after it."""
         self._lease.release()
-        if not entries(self.folder / "servers"):
+        if not entries(self.folder / "servers") and not (self.folder / KEEPING).exists():
             lease.remove_if_dead(self.folder)
 
     @contextlib.contextmanager
@@ -46,6 +49,13 @@ class Run:
                 why="it is alive, but has not finished",
                 hint="raise the setting timeout if the work is known to take longer",
             ) from None
+
+    @contextlib.contextmanager
+    def keeping(self, engine: str, cache: Path) -> Iterator[None]:
+        """Note while something is made for the cache in the folder `cache`, so that who sweeps us can tidy up there."""
+        write_record(self.folder / KEEPING, {"engine": engine, "cache": str(cache)})
+        yield
+        (self.folder / KEEPING).unlink(missing_ok=True)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The record `name`, or None; raises the error that stands there instead of it."""

@@ -12,7 +12,7 @@ from typing import Any
 from pgsandbox import engines, lease
 from pgsandbox.engines.supervised import SPEC
 from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
-from pgsandbox.run import all_runs, entries, read_record
+from pgsandbox.run import KEEPING, all_runs, entries, read_record
 
 _GIVE_UP = 10.0
 _POLL = 0.1
@@ -33,7 +33,7 @@ def sweep(*, keep: Path | None = None) -> tuple[list[str], list[PgsandboxError]]
                 removed.extend(_sweep_server(folder))
             except PgsandboxError as problem:  # an engine that does not answer: the next sweep tries again
                 trouble.append(problem)
-        if not _folders(run_folder / "servers") and lease.remove_if_dead(run_folder):
+        if not _folders(run_folder / "servers") and _remove_run(run_folder):
             removed.append(f"run {run_folder.name}")
     return removed, trouble
 
@@ -54,7 +54,7 @@ def sweep_run(run_folder: Path) -> None:
                 list(_sweep_server(folder))
             except PgsandboxError:
                 refused_since = refused_since or time.monotonic()
-        if not _folders(run_folder / "servers") and lease.remove_if_dead(run_folder):
+        if not _folders(run_folder / "servers") and _remove_run(run_folder):
             return
         time.sleep(_POLL)
 
@@ -80,6 +80,19 @@ def _sweep_server(folder: Path) -> Iterator[str]:
     finally:
         mark.release()
     yield f"{spec['engine'] if spec else 'unfinished'} server {folder.name}"
+
+
+def _remove_run(run_folder: Path) -> bool:
+    """Remove the folder of a run that nobody holds, and what its builder has not finished; whether it has gone."""
+    if lease.is_held(run_folder):
+        return False
+    with contextlib.suppress(PgsandboxError, KeyError):
+        if (unfinished := read_record(run_folder / KEEPING)) is not None:
+            from pgsandbox.cache import Cache
+
+            Cache(Path(unfinished["cache"])).tidy(unfinished["engine"])
+            (run_folder / KEEPING).unlink(missing_ok=True)
+    return lease.remove_if_dead(run_folder)
 
 
 def _spec(folder: Path) -> dict[str, Any] | None:

@@ -173,6 +173,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def arena(tmp_path: Path, runtime: Path, binaries: None) -> Iterator[Any]:
+    """Where runs are struck (tests/chaos/arena.py); what is left of them is ended after the test."""
+    from arena import Arena  # beside its tests, and found where those are
+
+    found = Arena(tmp_path, runtime)
+    yield found
+    found.end()
+
+
 class Inner(Protocol):
     """`inner("-n2")`: pytest with `-p pgsandbox` in processes of its own, in the folder of `pytester`.
 

@@ -38,6 +38,7 @@ LAYERS = """
     environment  identity  notes                            what a session exports, who it is, what it tells
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
+    sweep                                                   what the dead left
     template  cache  connections  isolation.clone  isolation.rollback  isolation.reset  isolation.verify
     isolation.reset.judge  isolation.reset.levels           what there is to undo; where baselines are kept
     isolation.reset.watch                                   our sessions inside one database
@@ -47,7 +48,7 @@ LAYERS = """
     isolation.verify.dump  isolation.verify.differences     what is compared to prove a reset
     isolation.verify.indexes  isolation.verify.surroundings
     isolation.sequences
-    isolation  fingerprint  sweep                           how a baseline comes back, what one is made of; the dead
+    isolation  fingerprint                                  how a baseline comes back, what one is made of
     steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it
     engines.docker  engines.local  engines.external         where a server can run

@@ -34,14 +34,12 @@ if TYPE_CHECKING:
 
     from pgsandbox.settings import Settings
 
-_SEEDS = "pgsandbox-seed"
-"""The name of images for one run, tagged with a server's token."""
-
 _SEEDED = "seeded.json"
-"""The file in a server's folder that says that the daemon was asked to make an image of its container."""
+"""The file in a server's folder that says that the daemon was asked for an image of it, and whether that is made."""
 
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _IN_FLIGHT = 2.0
+_COPYING = 60.0
 
 
 class DockerEngine:
@@ -88,7 +86,7 @@ class DockerEngine:
     def start(self, choice: Choice, order: Order, progress: Progress) -> Running:
         """A running server; raises ServerError, NotReadyError or EngineError."""
         name = f"pgsandbox-{order.token}"
-        spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
+        spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{images.SEEDS}:{order.token}"}
         spec["host"] = daemon.podman_instead()  # where Docker may be started meanwhile, and be asked in vain
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(daemon.connect()))
@@ -136,20 +134,20 @@ class DockerEngine:
     ) -> dict[str, Any]:
         """An image of the cluster of `running`, its server stopped cleanly; of `folder` only the name is needed."""
         is_kept = running.detail["is_kept"]
-        tag = images.tag_of(folder, name) if is_kept else f"{_SEEDS}:{running.token}"
         labels = images.labels_of_kept(folder, note) if is_kept else {}
         with contextlib.closing(daemon.connect()) as client:
             id_ = running.detail["container"]
-            if not is_kept:  # from here on an image may come to be, even if we don't live to see it
-                write_record(Path(running.folder) / _SEEDED, {})
             done = client.api.exec_start(client.api.exec_create(id_, _stop(running.detail["layout"]))["Id"])
             if b"clean" not in done:
                 raise ServerError(
                     "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
                 )
-            images.commit(client, id_, tag, labels)
+            tag = _commit(client, id_, Path(running.folder), labels)
             size = images.size_on(client, tag, running.what)
             container.remove(client, id_)
+            if is_kept:
+                seed, tag = tag, images.tag_of(folder, name)
+                images.keep(client, seed, tag)
         if is_kept:
             supervised.end(Path(running.folder), timeout=timeout)
         return {"image": tag, "size": size}
@@ -166,7 +164,7 @@ class DockerEngine:
         tag = images.tag_of(folder, name)
         with contextlib.closing(daemon.connect()) as client, _helper(client, choice.what, order) as helper:
             images.put(client, helper, content, str(Path(container.SEED).parent))
-            images.commit(client, helper, tag, images.labels_of_kept(folder, note))
+            images.keep(client, _commit(client, helper, order.folder, images.labels_of_kept(folder, note)), tag)
             return {"image": tag, "size": images.size_on(client, tag, choice.what)}
 
     def push(self, seed: dict[str, Any], reference: str, progress: Progress) -> None:
@@ -265,12 +263,24 @@ def _stop(layout: Layout) -> list[str]:
     return ["sh", "-c", _STOP, "stop", *map(str, (layout["template"], layout["spare"], *rest))]
 
 
+def _commit(client: docker.DockerClient, container: str, folder: Path, labels: dict[str, str]) -> str:
+    """The image of a stopped cluster's container, of the server in `folder`, under that server's own name.
+
+    The daemon makes it even if we don't live to see it: so nobody else may have that name, and a mark is left first.
+    """
+    name = f"{images.SEEDS}:{folder.name}"
+    write_record(folder / _SEEDED, {"is_made": False})
+    images.commit(client, container, name, labels)
+    write_record(folder / _SEEDED, {"is_made": True})
+    return name
+
+
 @contextlib.contextmanager
 def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[str]:
     """A container of `image` that is never started, for the sake of its files; it goes with this process."""
     places.private(order.folder)
     name = f"pgsandbox-{order.token}"
-    spec = {"engine": "docker", "container": name, "seed": f"{_SEEDS}:{order.token}"}
+    spec = {"engine": "docker", "container": name, "seed": f"{images.SEEDS}:{order.token}"}
     supervised.start_for(order, spec).detach()
     try:
         yield container.create_only(client, image, name=name, order=order)
@@ -353,9 +363,12 @@ class DockerWard:
         if asked is None:  # the daemon was never asked for a container
             return
         # The starter may have died while the daemon was still at work for it.
+        seeded = read_record(self._folder / _SEEDED)
+        if seeded is not None and not seeded["is_made"]:
+            _until(lambda: not self._is_being_copied(), timeout=_COPYING)
         _until(lambda: self._remove_container() or asked["id"] is not None, timeout=_IN_FLIGHT)
-        if read_record(self._folder / _SEEDED) is not None:
-            _until(self._remove_seed, timeout=_IN_FLIGHT)
+        if seeded is not None:
+            _until(lambda: self._remove_seed(or_none=seeded["is_made"]), timeout=_IN_FLIGHT)
 
     def _remove_container(self) -> bool:
         found = self._find()
@@ -364,13 +377,23 @@ class DockerWard:
             images.remove_if_retired(self._docker(), found["ImageID"])
         return found is not None
 
-    def _remove_seed(self) -> bool:
-        """Whether the image could be removed; it can't while a container of the run still uses it."""
+    def _is_being_copied(self) -> bool:
+        """Whether the daemon makes an image of the container: it is paused until that is done, and has its name."""
+        found = self._find()
+        return found is not None and found["State"] == "paused"
+
+    def _remove_seed(self, *, or_none: bool) -> bool:
+        """Whether the image could be removed; it can't while a container of the run still uses it.
+
+        With `or_none`, also whether there is none.
+        """
         import docker
 
         assert self._seed is not None
         try:
             self._docker().api.remove_image(self._seed)
+        except docker.errors.ImageNotFound:
+            return or_none
         except docker.errors.APIError:
             return False
         return True
@@ -401,9 +424,9 @@ def remove_orphans(client: docker.DockerClient) -> list[str]:
         tags = images.tags_of(image)
         with contextlib.suppress(docker.errors.APIError):  # somebody's container uses it
             # One without a name is of a daemon that was killed between commit and tag.
-            is_seed = f"{_SEEDS}:{token}" in tags or (not tags and images.is_ours(client, image["Id"]))
+            is_seed = f"{images.SEEDS}:{token}" in tags or (not tags and images.is_ours(client, image["Id"]))
             if is_seed and not _is_alive(token):
-                name = f"{_SEEDS}:{token}" if tags else image["Id"]
+                name = f"{images.SEEDS}:{token}" if tags else image["Id"]
                 client.api.remove_image(name)
                 removed.append(f"image {name}")
     return removed

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 KEPT = "pgsandbox-template"
 """The name of images that are kept, tagged `NAME-FOLDER`: a fingerprint, and which cache it belongs to."""
 
+SEEDS = "pgsandbox-seed"
+"""The name of images for one run, tagged with a server's token; at first, of those that are to be kept as well."""
+
 _NOTE, _CACHE = "pgsandbox.template", "pgsandbox.cache"
 """Labels of such an image: what is to be known of it wherever it gets to, and the cache that it was baked for."""
 
@@ -71,6 +74,12 @@ def rename(client: docker.DockerClient, image: str, tag: str) -> None:
     retire(client, tag)
     repository, _, version = tag.partition(":")
     client.api.tag(image, repository, version)
+
+
+def keep(client: docker.DockerClient, seed: str, tag: str) -> None:
+    """Let the image that was made as `seed` be called `tag` from now on."""
+    rename(client, seed, tag)
+    client.api.remove_image(seed)  # the name alone: it has another
 
 
 def size_on(client: docker.DockerClient, image: str, base: str) -> int:
@@ -149,11 +158,13 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
         key = tag.partition(":")[2].removesuffix(mine)
         if tag.endswith(mine) and key not in known:
             yield key, tag
-    # A daemon that is killed between commit and tag leaves one without a name.
-    for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}", "dangling": True}):
-        with contextlib.suppress(docker.errors.ImageNotFound):  # somebody else tidies up, too
-            if is_ours(client, image["Id"]):
-                yield str((note_of(client, image["Id"]) or {}).get("key", "0")), image["Id"]
+    # A builder that is killed leaves one with the name that it was made under; a daemon, one without a name.
+    for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}"}):
+        tags = tags_of(image)
+        with contextlib.suppress(docker.errors.NotFound):  # somebody else tidies up, too
+            if all(tag.startswith(f"{SEEDS}:") for tag in tags) and is_ours(client, image["Id"]):
+                key = str((note_of(client, image["Id"]) or {}).get("key", "0"))
+                yield from ((key, name) for name in tags or [image["Id"]])
 
 
 def _packed(note: dict[str, Any]) -> str:

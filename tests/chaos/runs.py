@@ -1,132 +1,85 @@
-"""Runs that are made to be killed: start one, wait for a moment of its life, kill it, wait until nothing is left.
+"""Runs that are made to be killed: start one, wait for a moment of its life, and strike.
 
 run = ChaosRun.start(folder, flags, stop_at="template")
 run.wait_for("template")
-watch = Watch(runtime, spared=[...])
-run.kill("controller")
+watch = Watch(runtime, [run])
+run.strike("controller", "kill")
 watch.wait_until_clean()
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from children import eventually
 
-DEADLINE = 5.0
-"""Seconds after the kill until nothing may be left."""
+MOMENTS = (
+    "start",
+    "choice",
+    "template",
+    "bake",
+    "packing",
+    "commit",
+    "first-test",
+    "mid-test",
+    "reset",
+    "teardown",
+    "end",
+)
+"""Where a run can be made to stop, in the order in which it gets there; it does not wait while it is packing.
 
-MOMENTS = ("choice", "template", "first-test", "mid-test", "teardown")
-"""Where a run can be made to stop, in the order in which it gets there."""
+From `template` to `commit` it only comes with a template that is made anew and kept. The reset is in its middle.
+"""
 
-DOCKER_MOMENTS = ("asked", "created", "seeded")
-"""Further ones: before the daemon is asked for a container, between its creation and its start, and once the daemon was
-asked for the seed's image."""
+DOCKER_MOMENTS = ("asked", "created")
+"""Further ones: before the daemon is asked for a container, and between its creation and its start."""
 
 VICTIMS: dict[str, str] = {
-    "everything": "controller and workers, one after the other",
     "controller": "the controller; its workers are left to themselves",
-    "group": "the process group, as a terminal or a CI job would",
     "worker": "one worker; the run goes on",
+    "workers": "all workers; the controller lives, and starts others",
+    "builder": "the process that builds the template",
+    "step": "the init step's own process",
+    "group": "the process group, as a terminal or a CI job would",
+    "everything": "all processes but those that look after servers",
+    "supervisors": "the supervisors, and everything with them",
 }
-"""What `ChaosRun.kill` can kill."""
+"""Who can be struck."""
+
+WAYS: dict[str, tuple[signal.Signals | float, ...]] = {
+    "kill": (signal.SIGKILL,),
+    "term": (signal.SIGTERM,),
+    "int": (signal.SIGINT,),
+    "int-int": (signal.SIGINT, 0.1, signal.SIGINT),
+    "hup": (signal.SIGHUP,),
+    "quit": (signal.SIGQUIT,),
+    "stop-cont": (signal.SIGSTOP, 3.0, signal.SIGCONT),
+    "stop-kill": (signal.SIGSTOP, 3.0, signal.SIGKILL),
+}
+"""How: signals, and seconds between them. Three are longer than any interval of ours."""
+
+TIMEOUT = 90.0
+"""Seconds within which a run gets wherever it goes."""
 
 _MARK = "CHAOS_RUN"
-_TIMEOUT = 60.0
-
-_FILES = {
-    "pytest.ini": """\
+_VICTIM = Path(__file__).parent / "victim"
+_INI = """\
 [pytest]
-addopts = -p moments -p pgsandbox -p no:randomly -p no:cacheprovider
+addopts = -p moments {named} -p no:randomly -p no:cacheprovider --basetemp=base
+python_files = suite.py
 pgsandbox_init = command: python step.py
-""",
-    "moments.py": """\
-import os, time
-from pathlib import Path
-
-HERE = Path(__file__).parent
-
-
-def reach(moment):
-    '''Say that this process is there; if it is where the run should stop, wait until told to go on.'''
-    (HERE / f"{moment}.{os.environ.get('PYTEST_XDIST_WORKER', 'main')}").touch()
-    while os.environ["CHAOS_STOP_AT"] == moment and not (HERE / "go").exists():
-        time.sleep(0.02)
-
-
-def before(owner, name, moment):
-    '''Have every call of `owner.name` reach `moment` first.'''
-    real = getattr(owner, name)
-
-    def call(*args, **more):
-        reach(moment)
-        return real(*args, **more)
-
-    setattr(owner, name, call)
-
-
-def pytest_addoption():
-    import pgsandbox.engines
-
-    before(pgsandbox.engines, "choose", "choice")
-    if "docker" in os.environ["CHAOS_ENGINE"]:
-        import docker
-
-        before(docker.APIClient, "create_container", "asked")
-        before(docker.APIClient, "start", "created")
-        before(docker.APIClient, "commit", "seeded")
-""",
-    "step.py": """\
-import os, psycopg
-from moments import reach
-
-with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
-    connection.execute("CREATE TABLE t AS SELECT n FROM generate_series(1, 1000) n")
-    reach("template")
-""",
-    "test_chaos.py": """\
-import os, threading, time
-import pytest
-from moments import HERE, reach
-
-
-@pytest.fixture(scope="session", autouse=True)
-def at_the_end():
-    yield
-    reach("teardown")
-
-
-def busy(database):
-    with database.connect() as connection:
-        connection.execute("SELECT pg_sleep(120)")
-
-
-@pytest.mark.parametrize("number", range(int(os.environ["CHAOS_TESTS"])))
-def test_chaos(pgsandbox, number):
-    reach("first-test")
-    with pgsandbox.connect() as connection:
-        connection.execute("INSERT INTO t VALUES (0)")
-        if os.environ["CHAOS_STOP_AT"] == "mid-test":
-            threading.Thread(target=busy, args=[pgsandbox], daemon=True).start()
-        reach("mid-test")
-        assert connection.execute("SELECT count(*) FROM t").fetchone() == (1001,)
-    deadline = time.monotonic() + 60
-    while os.environ["CHAOS_UNTIL"] and not (HERE / os.environ["CHAOS_UNTIL"]).exists() and time.monotonic() < deadline:
-        with pgsandbox.connect() as connection:
-            connection.execute("INSERT INTO t VALUES (0)")
-        time.sleep(0.05)
-""",
-}
+pgsandbox_watch = step.py, salt
+"""
 
 
 @dataclass
@@ -136,68 +89,114 @@ class ChaosRun:
     folder: Path
     process: subprocess.Popen[bytes]
     mark: str
+    engine: str
     began_at: float = field(default_factory=time.monotonic, init=False)
-    killed_at: float = field(default=0.0, init=False)
+    struck_at: float = field(default=0.0, init=False)
 
     @classmethod
     def start(
-        cls, folder: Path, flags: Sequence[str], *, stop_at: str = "", until: str = "", workers: int = 2, tests: int = 4
+        cls,
+        folder: Path,
+        flags: Sequence[str],
+        *,
+        stop_at: str = "",
+        until: str = "",
+        death: str = "",
+        workers: int = 2,
+        tests: int = 4,
+        is_named: bool = True,
+        salt: str = "",
+        environ: Mapping[str, str] | None = None,
     ) -> ChaosRun:
-        """Start one that stops at the moment `stop_at`, or whose tests work until the file `until` appears."""
+        """Start one that stops at the moment `stop_at`, or whose tests work until the file `until` appears.
+
+        With `death` its second test dies so. Without `is_named` the plugin is merely installed: then a worker builds
+        the template. One of another `salt` has a template of its own.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for name, text in _FILES.items():
-            (folder / name).write_text(text)
+        for file in _VICTIM.glob("*.py"):
+            shutil.copy(file, folder)
+        (folder / "pytest.ini").write_text(_INI.format(named="-p pgsandbox" if is_named else ""))
+        (folder / "salt").write_text(salt)
+        (folder / "tmp").mkdir()
         mark = uuid.uuid4().hex
-        chaos = {"STOP_AT": stop_at, "UNTIL": until, "TESTS": str(tests), "RUN": mark, "ENGINE": " ".join(flags)}
+        chaos = {"STOP_AT": stop_at, "UNTIL": until, "DEATH": death, "TESTS": str(tests), "RUN": mark}
+        chaos["ENGINE"] = engine = "docker" if "--pgsandbox-engine=docker" in flags else "local"
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-q", *(["-n", str(workers)] if workers else []), *flags],
                 cwd=folder,
-                env={**os.environ, **{f"CHAOS_{name}": value for name, value in chaos.items()}},
+                env={
+                    **os.environ,
+                    "TMPDIR": str(folder / "tmp"),
+                    **(environ or {}),
+                    **{f"CHAOS_{name}": value for name, value in chaos.items()},
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        return cls(folder, process, mark)
+        return cls(folder, process, mark, engine)
 
     @property
     def output(self) -> str:
         """What it has printed so far."""
         return (self.folder / "output").read_text(errors="replace")
 
+    @property
+    def ids(self) -> list[str]:
+        """What pgsandbox calls it: its folder's name, and its label on containers."""
+        return [file.name.partition(".")[2] for file in self.folder.glob("run-id.*")]
+
     def wait_for(self, moment: str | Callable[[], bool], *, workers: int = 1) -> None:
         """Wait until so many of its processes are at `moment`, or until that is true."""
-        there = moment if callable(moment) else lambda: len(list(self.folder.glob(f"{moment}.*"))) >= workers
-        assert eventually(lambda: there() or self.process.poll() is not None, timeout=_TIMEOUT), self.output
+        there = moment if callable(moment) else lambda: self.is_at(moment, workers=workers)
+        assert eventually(lambda: there() or self.process.poll() is not None, timeout=TIMEOUT), self.output
         assert there(), self.output
 
-    def go_on(self) -> None:
-        """Let it go on from where it stopped."""
+    def is_at(self, moment: str, *, workers: int = 1) -> bool:
+        """Whether so many of its processes have come to `moment`."""
+        return len(list(self.folder.glob(f"{moment}.*"))) >= workers
+
+    def strike(self, victim: str, way: str) -> None:
+        """Send the signals of `way` to `victim`; what is stopped at a moment and lives goes on afterwards."""
+        pids = self.pids_of(victim)
+        for part in WAYS[way]:
+            if isinstance(part, signal.Signals):
+                self.struck_at = time.monotonic()
+                for pid in pids:
+                    kill(pid, part)
+            else:
+                pause(part)
         (self.folder / "go").touch()
 
-    def kill(self, victim: str) -> None:
-        """SIGKILL one of VICTIMS."""
-        self.killed_at = time.monotonic()
-        controller = self.process.pid
-        if victim == "group":
-            os.killpg(controller, signal.SIGKILL)
-        elif victim == "controller":
-            os.kill(controller, signal.SIGKILL)
-        elif victim == "worker":
-            os.kill(self.workers()[0], signal.SIGKILL)
-        else:
-            for pid in (controller, *self.workers()):
+    def end(self) -> None:
+        """SIGKILL all that is left of it."""
+        for pid in ([] if self.process.poll() is not None else [self.process.pid]) + self.pids():
+            if pid not in self.supervisors():
                 kill(pid)
-        if victim != "worker":
-            self.process.wait()
+        self.process.wait(TIMEOUT)
 
-    def kill_supervisors_too(self) -> None:
-        """SIGKILL all that is of this run except its servers, the supervisors first."""
-        self.killed_at = time.monotonic()
-        for pid in (*self.supervisors(), self.process.pid, *self.workers()):
-            kill(pid)
-        self.process.wait()
+    def wait(self) -> int:
+        """Its exit code."""
+        return self.process.wait(TIMEOUT)
+
+    # Who is who -------------------------------------------------------------------------------------------------------
+
+    def pids_of(self, victim: str) -> list[int]:
+        """The pids of one of VICTIMS; a negative one is a process group's."""
+        controller = self.process.pid
+        if victim in ("controller", "group"):
+            return [controller if victim == "controller" else -controller]
+        if victim in ("worker", "workers"):
+            return self.workers()[: 1 if victim == "worker" else None]
+        if victim in ("builder", "step"):
+            return self._who_said("building" if victim == "builder" else "template")
+        supervisors = self.supervisors()
+        others = [pid for pid in self.pids() if pid not in supervisors]
+        return others if victim == "everything" else [*supervisors, *others]
 
     def workers(self) -> list[int]:
         """The pids of its xdist workers; supervisors and init steps have sessions of their own."""
@@ -205,73 +204,15 @@ class ChaosRun:
 
     def supervisors(self) -> list[int]:
         """The pids of its servers' supervisors."""
-        return [pid for pid in self.pids() if "pgsandbox.supervisor" in _read(pid, "cmdline")]
+        return [pid for pid in self.pids() if "pgsandbox.supervisor" in read(pid, "cmdline")]
 
     def pids(self) -> list[int]:
-        """The pids of all processes that descend from it, whoever their parent is now."""
-        return [pid for pid in map(int, _numbers(Path("/proc"))) if f"{_MARK}={self.mark}\0" in _read(pid, "environ")]
+        """The pids of all processes that descend from it, whoever their parent is now, but for those of PostgreSQL."""
+        return [pid for pid in all_pids() if f"{_MARK}={self.mark}\0" in read(pid, "environ")]
 
-    def wait(self) -> int:
-        """Its exit code."""
-        return self.process.wait(_TIMEOUT)
-
-
-class Watch:
-    """All that the runs in the runtime folder `runtime` have on this machine, except for those in the folders `spared`.
-
-    What is to be looked for is noted when it is made: right before the kill.
-    """
-
-    def __init__(self, runtime: Path, runs: Iterable[ChaosRun] = (), *, spared: Iterable[Path] = ()) -> None:
-        self.runtime = runtime
-        self._runs = list(runs)
-        self._spared = {folder.name for folder in spared}
-        self._data: set[Path] = set()
-        self._volumes: set[str] = set()
-        for spec in (spec for folder in self.run_folders() for spec in folder.glob("servers/*/spec.json")):
-            with contextlib.suppress(OSError):
-                self._data.add(Path(json.loads(spec.read_text()).get("data", "/nowhere")))
-        for container in self._ours("ps", "--all"):
-            self._volumes.update(_docker("inspect", "--format", _VOLUMES, container))
-
-    def run_folders(self) -> list[Path]:
-        """The folders of the runs that it watches."""
-        return [folder for folder in (self.runtime / "runs").glob("*") if folder.name not in self._spared]
-
-    def left(self) -> list[str]:
-        """What is still there, in words; the daemon is asked, which takes a while, if there is nothing else."""
-        here = [
-            *(f"process {pid}: {_read(pid, 'cmdline')[:100]}" for run in self._runs for pid in run.pids()),
-            *(f"folder {folder}" for folder in self.run_folders()),
-            *(f"data {data}" for data in self._data if data.exists()),
-        ]
-        return here or [
-            *(f"container {container}" for container in self._ours("ps", "--all")),
-            *(f"image {image}" for image in self._ours("images", "--filter=reference=pgsandbox-seed")),
-            *(f"volume {volume}" for volume in self._volumes if _docker("volume", "inspect", volume) != ["[]"]),
-        ]
-
-    def wait_until_clean(self, timeout: float = DEADLINE) -> float:
-        """Fail if anything is left `timeout` seconds after the last kill; the seconds that it took."""
-        begin = max([run.killed_at for run in self._runs if run.killed_at], default=time.monotonic())
-        while left := self.left():
-            assert time.monotonic() - begin < timeout, f"after {timeout:g}s: {left}"
-            time.sleep(0.02)
-        return time.monotonic() - begin
-
-    def _ours(self, *listing: str) -> list[str]:
-        """The ids that `docker ps` or `docker images` finds by our labels."""
-        mark = self.runtime / "id"
-        if not mark.exists():
-            return []
-        found = _docker(*listing, "--quiet", "--no-trunc", "--filter", f"label=pgsandbox.owner={mark.read_text()}")
-        if not self._spared:
-            return found
-        run = '{{ index .Config.Labels "pgsandbox.run" }}'
-        return [one for one in found if not self._spared.intersection(_docker("inspect", "--format", run, one))]
-
-
-_VOLUMES = '{{ range .Mounts }}{{ if eq .Type "volume" }}{{ .Name }}\n{{ end }}{{ end }}'
+    def _who_said(self, moment: str) -> list[int]:
+        """Who came to `moment`; where nobody did, it is the controller's affair."""
+        return [int(file.read_text()) for file in self.folder.glob(f"{moment}.*")] or [self.process.pid]
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -280,15 +221,24 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
-def _docker(*words: str) -> list[str]:
+def pause(seconds: float) -> None:
+    """Let time pass: that is what some of the ways are made of."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(left)
+
+
+def all_pids() -> list[int]:
+    """The pids of all processes of this machine."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def read(pid: int, what: str) -> str:
+    """What the kernel says of a process in one of its files; nothing if that has gone."""
     try:
-        return subprocess.run(["docker", *words], capture_output=True, text=True, check=False).stdout.split()
-    except FileNotFoundError:
-        return []
-
-
-def _numbers(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir() if entry.name.isdigit()]
+        return Path(f"/proc/{pid}/{what}").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _session(pid: int) -> int | None:
@@ -296,10 +246,3 @@ def _session(pid: int) -> int | None:
         return os.getsid(pid)
     except ProcessLookupError:
         return None
-
-
-def _read(pid: int, what: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{what}").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
