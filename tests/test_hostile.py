@@ -12,7 +12,8 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import Inner, Target
-from machine import needs_root, other_user
+from machine import needs_root, other_user, running
+from psycopg import sql
 
 from pgsandbox import Sandbox, named
 from pgsandbox.errors import UsageError, printable
@@ -137,6 +138,46 @@ def test_variables_that_were_set_by_hand_do_no_harm(
             result.assert_outcomes(errors=2)
             result.stdout.fnmatch_lines([f"pgsandbox: {said}", "  hint: *"])
         assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+# What is in a database ------------------------------------------------------------------------------------------------
+
+NAMES = [name for name in HOSTILE if name and "\0" not in name and name != "\udcff" and len(name) < 60]
+
+
+def test_what_a_users_schema_is_called_is_never_taken_for_sql(some_target: Target) -> None:
+    """Schemas, tables, columns, sequences, indexes, roles: put back, compared, copied and dropped under any name."""
+
+    def quoted(query: str, name: str) -> sql.Composed:
+        return sql.SQL(query.replace("?", "{0}")).format(sql.Identifier(name))
+
+    settings = {**some_target.settings, "scope": "worker", "verify": True}
+    with running(**settings) as sandbox:
+        database = sandbox.database()
+        with database.connect(autocommit=True) as connection:
+            connection.execute("CREATE TABLE canary ()")
+            for name in NAMES:
+                connection.execute(quoted("CREATE SCHEMA ? CREATE TABLE ? (? serial, n int)", name))
+                connection.execute(quoted("CREATE UNLOGGED TABLE ?.unlogged (? int)", name))
+                connection.execute(quoted("CREATE INDEX ON ?.? (?) WHERE ? > 0", name))
+                connection.execute(quoted("INSERT INTO ?.? (n) VALUES (1), (2)", name))
+        with database.baseline():
+            for number, name in enumerate(NAMES):
+                with database.connect(autocommit=True) as connection:
+                    connection.execute(quoted("DELETE FROM ?.? WHERE n = 1", name))
+                    connection.execute(quoted("INSERT INTO ?.? (n) VALUES (3)", name))
+                    connection.execute(quoted("INSERT INTO ?.unlogged VALUES (3)", name))
+                    if number % 5 == 0:
+                        connection.execute(quoted("CREATE ROLE ?", name))
+                        connection.execute(quoted("CREATE DATABASE ?", name))
+            database.reset()
+            with database.connect() as connection:
+                for name in NAMES:
+                    rows = connection.execute(quoted("SELECT ?, n FROM ?.? ORDER BY n", name)).fetchall()
+                    assert rows == [(1, 1), (2, 2)]
+                assert connection.execute("SELECT to_regclass('canary')").fetchone() == ("canary",)
+        left = "SELECT datname FROM pg_database WHERE datname !~ '^(pgsandbox|postgres|template)'"
+        assert sandbox.server.execute(left) == []
 
 
 # Sandboxes with a name, and projects ----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ _SEEDED = "seeded.json"
 """The file in a server's folder that says that the daemon was asked for an image of it, and whether that is made."""
 
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
+_SET_GRANT = f'echo "$1" >{_GRANT}.new && mv {_GRANT}.new {_GRANT}'
 _IN_FLIGHT = 2.0
 _COPYING = 60.0
 
@@ -228,7 +229,7 @@ class DockerEngine:
     def grant(self, running: Running, seconds: float) -> None:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
         supervised.grant(Path(running.folder), seconds)
-        command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}.new && mv {_GRANT}.new {_GRANT}"]
+        command = ["sh", "-c", _SET_GRANT, "grant", str(int(seconds))]
         with contextlib.closing(daemon.connect()) as client:
             client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import sql
 
@@ -192,7 +192,7 @@ def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:
         return b"".join(copy)
 
 
-def _copy(connection: psycopg.Connection[Any], table: Relation, end: str) -> sql.Composed:
+def _copy(connection: psycopg.Connection[Any], table: Relation, end: LiteralString) -> sql.Composed:
     columns = connection.execute(
         "SELECT attname FROM pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
         " ORDER BY attnum",
