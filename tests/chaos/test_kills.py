@@ -54,7 +54,10 @@ def test_a_local_run_leaves_nothing(start: Start, runtime: Path, moment: str) ->
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize("moment", ["asked", "created", "template", "seeded", "first-test", "teardown"])
+@pytest.mark.parametrize(
+    "moment",
+    ["asked", "created", "template", "seeded", pytest.param("first-test", marks=pytest.mark.podman), "teardown"],
+)
 def test_a_run_on_docker_leaves_nothing(start: Start, runtime: Path, moment: str) -> None:
     """A container that was created and not yet started included."""
     scopes = ["worker"] if moment == "seeded" else ["session", "worker"]
