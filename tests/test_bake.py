@@ -323,6 +323,7 @@ def names(reference: str) -> list[str]:
 
 
 @pytest.mark.docker
+@pytest.mark.podman
 def test_a_registry_brings_it_to_another_machine(
     shop: Path, elsewhere: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -440,6 +440,7 @@ def test_logs_are_the_servers_last_lines(project: Path, cli: Cli) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.podman
 def test_a_sandbox_on_docker_is_served_like_any_other(
     project: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

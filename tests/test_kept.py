@@ -167,6 +167,7 @@ def gone(client: docker.DockerClient, id_: str) -> bool:
 
 
 @pytest.mark.docker
+@pytest.mark.podman
 def test_an_image_that_must_go_goes_with_the_last_container_that_runs_on_it(
     project: Path, own_cache: Path, client: docker.DockerClient, nameless: Callable[[], list[str]]
 ) -> None:

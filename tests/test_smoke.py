@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import Target
 
 import pgsandbox
 
 
+@pytest.mark.podman
 def test_a_sandbox_gives_databases_that_start_at_the_template(target: Target) -> None:
     with pgsandbox.Sandbox(**target.settings) as sandbox:
         assert sandbox.server.version.partition(".")[0] == str(target.version)

@@ -231,6 +231,7 @@ def test_a_starter_killed_during_initdb_leaves_nothing(some_target: Target, runt
 
 
 @pytest.mark.docker
+@pytest.mark.podman
 def test_a_container_ends_itself_when_all_who_know_it_are_killed(hold: Hold, runtime: Path) -> None:
     """It sees that nobody is connected, be it killed right after the start."""
     with hold(engine="docker", image=image(15)) as holder:

@@ -198,6 +198,7 @@ def test_a_dead_container_is_swept_by_prune_and_others_survive(
 
 
 @pytest.mark.docker
+@pytest.mark.podman
 def test_a_container_without_a_folder_is_removed_whether_or_not_it_was_ever_started(runtime: Path) -> None:
     """Its supervisor died with all who knew of it, and then the machine's tmpfs was cleared."""
     token = places.new_token()
@@ -250,6 +251,7 @@ def test_the_image_of_a_dead_runs_seed_is_removed(runtime: Path) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.podman
 def test_an_image_that_never_got_its_name_is_removed_and_somebodys_is_not(runtime: Path) -> None:
     """Of a daemon that was killed between commit and tag; who builds on an image of ours has its labels, too."""
     labels = [f'LABEL pgsandbox.owner="{places.home_id()}"', f'LABEL pgsandbox.server="{places.new_token()}"']

@@ -86,6 +86,7 @@ def test_a_server_is_published_on_loopback_at_a_port_of_the_daemons_choice(share
         socket.create_connection((own_address(), shared.server.port))
 
 
+@pytest.mark.podman
 def test_the_data_is_on_a_tmpfs_and_there_is_no_volume(shared: Sandbox) -> None:
     found = container_of(shared)
     assert found["Mounts"] == []
@@ -96,6 +97,7 @@ def test_the_data_is_on_a_tmpfs_and_there_is_no_volume(shared: Sandbox) -> None:
     assert re.search(rf"^\S+ {mount} tmpfs ", mounts, re.MULTILINE)
 
 
+@pytest.mark.podman
 def test_it_has_shared_memory_and_labels_and_removes_itself(shared: Sandbox) -> None:
     found = container_of(shared)
     assert found["HostConfig"]["ShmSize"] == 256 << 20
@@ -151,6 +153,7 @@ def test_the_log_is_what_the_container_printed(shared: Sandbox) -> None:
     assert len(named("docker").logs(server, 3).splitlines()) == 3
 
 
+@pytest.mark.podman
 def test_a_seed_holds_no_secret_and_is_gone_with_the_run_as_its_volumes_are(client: docker.DockerClient) -> None:
     """With a server for each worker, an image of the first one's stopped cluster is what the others start from."""
     volumes: set[str] = set()
@@ -359,6 +362,7 @@ def usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path,
 
 
 @pytest.mark.usefixtures("no_docker_variables")
+@pytest.mark.podman
 def test_podman_serves_where_no_docker_does(usual_places: tuple[Path, Path]) -> None:
     """As with Docker: from beginning to end, its supervisor included, whatever starts in the meantime."""
     _, podman = usual_places

@@ -94,6 +94,7 @@ def test_from_a_container_its_network_is_joined_and_nothing_published(groups: st
 
 @on_linux
 @pytest.mark.docker
+@pytest.mark.podman
 def test_from_a_container_in_a_network_of_its_own_that_is_joined(network: str, kept: Path) -> None:
     found = inside(kept, f"--network={network}")
     assert found["topology"]["network"] == network
