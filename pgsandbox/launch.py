@@ -63,10 +63,10 @@ class Launcher:
         Raises PgsandboxError, in every process of the run the same.
         """
         if (record := self._run.read("server")) is not None:
-            return _joined(record)
+            return self._joined(record)
         with self._run.lock("server", timeout=self._patience):
             if (record := self._run.read("server")) is not None:
-                return _joined(record)
+                return self._joined(record)
             self._end_unfinished()
             try:
                 server, facts = self._start_shared(workers)
@@ -214,8 +214,11 @@ class Launcher:
         finally:
             self._discard_spare()  # it has a server now, or is of no use
         write_record(folder / RUNNING, running.to_record())
-        server = _server(running)
-        server.connect()
+        server = self._server(running)
+        if server.is_ours:
+            server.running.detail["born"] = server.birth()
+        else:
+            server.connect()
         return server
 
     def _end_unfinished(self) -> None:
@@ -231,6 +234,14 @@ class Launcher:
         if server.is_ours:
             server.allow_roles(allowed)
 
+    def _joined(self, record: dict[str, Any]) -> tuple[Server, Facts]:
+        return self._server(Running.from_record(record["running"])), _facts(record["facts"])
+
+    def _server(self, running: Running) -> Server:
+        from pgsandbox.server import Server
+
+        return Server(running, timeout=self._settings.timeout)
+
     def _discard_spare(self) -> None:
         """Leave the supervisor that was started ahead to itself: it has its server, or others have theirs."""
         if self._spare is not None:
@@ -242,16 +253,6 @@ def _import_what_follows() -> None:
     """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
     import pgsandbox.isolation.clone
     import pgsandbox.template  # noqa: F401
-
-
-def _joined(record: dict[str, Any]) -> tuple[Server, Facts]:
-    return _server(Running.from_record(record["running"])), _facts(record["facts"])
-
-
-def _server(running: Running) -> Server:
-    from pgsandbox.server import Server
-
-    return Server(running)
 
 
 def _facts(record: dict[str, Any]) -> Facts:

@@ -261,9 +261,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         item.stash[_FAILED] = True
-        holders = session_of(item.config).holders(item.nodeid, report.longreprtext)
-        if holders is not None:
-            report.sections.append((_NAME, holders))
+        session, said = session_of(item.config), report.longreprtext
+        for more in (session.holders(item.nodeid, said), session.lost(said)):
+            if more is not None:
+                report.sections.append((_NAME, more))
     return report
 
 

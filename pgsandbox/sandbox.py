@@ -193,6 +193,11 @@ class Sandbox:
         return self._server is not None
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the server did not answer when it was last asked."""
+        return self._server is not None and self._server.lost is not None
+
+    @property
     def server(self) -> Server:
         """The server of this worker. Raises PgsandboxError when it can't be started."""
         return self.start()
@@ -324,6 +329,8 @@ class Sandbox:
         engines.named(running.engine).grant(running, ttl)
 
     def _make(self, name: str) -> tuple[Database, CloneIsolation | ResetIsolation]:
+        from pgsandbox.contact import translated
+
         server = self.server
         password = scram.new_password()
         if server.has_database(name):  # of a process of the same name that is gone: a worker that crashed
@@ -332,7 +339,8 @@ class Sandbox:
         server.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
         self._facts.apply_to_login(server, name)
         isolation = self._isolation(name, password)
-        isolation.create()
+        with translated():
+            isolation.create()
         address = Address(server.host, server.port, name, password, name)
         return Database(address, self._verified(isolation, address)), isolation
 

@@ -47,17 +47,18 @@ LAYERS = """
     isolation  fingerprint  sweep                           how a baseline comes back, what one is made of; the dead
     steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it
+    contact                                                 our connections to a server, and whether it answers
     engines.docker  engines.local  engines.external         where a server can run
     engines.images  engines.registry                        kept templates as images, here and elsewhere
     engines.container                                       one container
     engines                                                 what all engines have in common
     engines.archive  engines.binaries  engines.daemon  engines.kernel  engines.ready  engines.supervised
-    engines.topology
+    engines.topology  engines.condition
     run                                                     what the processes of a run agree on
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written
     parcel                                                  a template as a file for elsewhere
-    settings  shell  command  libpq  pools  scram  tuning   values, and other programs' ways
+    settings  shell  command  libpq  pools  scram  tuning  bounded   values, and other programs' ways
     errors
 """
 """From top to bottom; a module may import what is in rows below its own, and nothing else of ours."""

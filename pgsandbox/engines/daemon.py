@@ -1,28 +1,36 @@
-"""Docker's daemon: which one answers, and whether it has the image."""
+"""Docker's daemon: which one answers, how long it may take for that, and whether it has the image."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.errors import EngineError, first_line
+from pgsandbox.errors import EngineError, NotReadyError, first_line
 
 if TYPE_CHECKING:
     import docker
 
     from pgsandbox.engines import Progress
 
-_API_TIMEOUT = 60
-_PROBE_TIMEOUT = 10
+_API_TIMEOUT = 60.0
+"""Seconds for one call, and for silence in the middle of a pull."""
+
+_PROBE_TIMEOUT = 10.0
+"""Seconds until a daemon that does not answer is none."""
 
 
-def connect() -> docker.DockerClient:
+def connect(*, timeout: float | None = None, probe: float = _PROBE_TIMEOUT) -> docker.DockerClient:
     """A client of the daemon that Docker's own would use: host, context, TLS and credentials are resolved alike.
 
-    Raises EngineError with the address that was tried.
+    With `timeout` all that is asked of it has so many seconds together, up to a pull. Its calls raise NotReadyError
+    when that is over, EngineError when the daemon goes away. One that does not answer at all within `probe` seconds is
+    none: EngineError with the address that was tried.
     """
     if not _is_configured():
         raise EngineError(
@@ -40,19 +48,72 @@ def connect() -> docker.DockerClient:
     address = get_docker_host() or "unix:///var/run/docker.sock"
     before = os.environ.get("DOCKER_HOST")
     client = None
+    patience = _Patience(address, timeout)
+    probe = min(probe, patience.left)
     try:
-        _probe(address)
-        client = DockerClient(timeout=_PROBE_TIMEOUT).client
+        _probe(address, probe)
+        client = DockerClient(timeout=probe).client
         client.ping()
-        client.api.timeout = _API_TIMEOUT
+        client.api.timeout = int(_API_TIMEOUT)
+        client.api.send = patience.watch(client.api.send)  # type: ignore[method-assign]
     except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
-        raise _no_answer(address, problem) from problem
+        raise _no_answer(address, problem, probe) from problem
     finally:
         if before is None:  # that client exports what it finds; the user's environment is not ours to change
             os.environ.pop("DOCKER_HOST", None)
     return client
+
+
+class _Patience:
+    """How long calls of the daemon at `address` may take: with `timeout` together, else each for itself."""
+
+    def __init__(self, address: str, timeout: float | None) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    @property
+    def left(self) -> float:
+        """Seconds that the next call has."""
+        return _API_TIMEOUT if self._deadline is None else max(0.001, self._deadline - time.monotonic())
+
+    def watch(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        """`send` of a session of requests, which all calls go through, with what it raises put into words."""
+        import requests
+
+        def send_in_time(request: Any, **more: Any) -> Any:
+            if re.search(r"/images/(create|.*/push)(\?|$)", request.path_url):
+                self._deadline = None  # a pull takes as long as it takes, and its start is not its end
+            more["timeout"] = min(more.get("timeout") or _API_TIMEOUT, self.left)
+            try:
+                return send(request, **more)
+            except requests.exceptions.Timeout as problem:
+                raise self._too_slow(request) from problem
+            except requests.exceptions.ConnectionError as problem:
+                raise EngineError(
+                    "docker: the engine went away in the middle of a call",
+                    why=f"{_call(request)}: {_reason(problem)}",
+                    looked_at=(self._address,),
+                    hint="was it restarted? Run again",
+                ) from problem
+
+        return send_in_time
+
+    def _too_slow(self, request: Any) -> NotReadyError:
+        within = f"{self._timeout:g}s" if self._deadline is not None else f"{_API_TIMEOUT:g}s"
+        return NotReadyError(
+            f"docker: the engine was not done within {within}",
+            why=f"it has not answered yet: {_call(request)}",
+            looked_at=(self._address,),
+            hint="is it, or its disk, busy? Look how long `docker version` takes, or raise the setting timeout",
+        )
+
+
+def _call(request: Any) -> str:
+    """What a request asks for, without the version and what it says in particular: `POST /containers/create`."""
+    return f"{request.method} {re.sub(r'^/v[0-9.]+', '', request.path_url).partition('?')[0]}"
 
 
 def image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
@@ -79,17 +140,17 @@ def image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
         raise _not_pulled(name, getattr(problem, "explanation", None) or str(problem)) from problem
 
 
-def _probe(address: str) -> None:
+def _probe(address: str, timeout: float) -> None:
     """Raise OSError where nobody listens: sooner than Docker's client would, which leaves its sockets open, too."""
     from urllib.parse import urlsplit
 
     where = urlsplit(address)
     if where.scheme in ("unix", "http+unix"):
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-            probe.settimeout(_PROBE_TIMEOUT)
+            probe.settimeout(timeout)
             probe.connect(where.path)
     elif where.scheme in ("tcp", "http", "https") and where.hostname and where.port:
-        socket.create_connection((where.hostname, where.port), timeout=_PROBE_TIMEOUT).close()
+        socket.create_connection((where.hostname, where.port), timeout=timeout).close()
 
 
 def _is_configured() -> bool:
@@ -106,7 +167,7 @@ def _is_configured() -> bool:
     return False
 
 
-def _no_answer(address: str, problem: Exception) -> EngineError:
+def _no_answer(address: str, problem: Exception, timeout: float) -> EngineError:
     said = str(problem)
     if "Permission denied" in said or "PermissionError" in said:
         return EngineError(
@@ -115,11 +176,22 @@ def _no_answer(address: str, problem: Exception) -> EngineError:
             looked_at=(address,),
             hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
         )
-    reasons = {"refused": "connection refused", "No such file": "no such file", "timed out": "no answer in time"}
-    why = next((why for sign, why in reasons.items() if sign in said), said.splitlines()[0])
+    why = f"no answer within {timeout:g}s" if "timed out" in said else _reason(problem)
     return EngineError(
         "docker: no engine answers", why=why, looked_at=(address,), hint="start Docker, or use --pgsandbox-engine=local"
     )
+
+
+def _reason(problem: Exception) -> str:
+    """The system's own words in what an HTTP library makes of them."""
+    reasons = {
+        "refused": "connection refused",
+        "No such file": "no such file",
+        "reset": "connection reset",
+        "Remote end closed": "connection closed",
+        "Connection aborted": "connection closed",
+    }
+    return next((why for sign, why in reasons.items() if sign in str(problem)), first_line(problem))
 
 
 def _has_tag(name: str) -> bool:

@@ -24,9 +24,10 @@ from pgsandbox.engines import (
     registry,
     supervised,
 )
+from pgsandbox.engines.condition import Condition, last_word, over
 from pgsandbox.engines.container import LABEL_OWNER, LABEL_SERVER
 from pgsandbox.engines.topology import Topology, topology
-from pgsandbox.errors import EngineError, PgsandboxError, ServerError
+from pgsandbox.errors import EngineError, NotReadyError, PgsandboxError, ServerError, first_line
 from pgsandbox.run import all_runs, read_record, write_record
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ _SEEDED = "seeded.json"
 
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _IN_FLIGHT = 2.0
+_STOP_TIMEOUT = 60.0
+_ASK = 5.0
+"""Seconds for what is only asked to say more in an error."""
 
 
 class DockerEngine:
@@ -53,8 +57,7 @@ class DockerEngine:
         """The image that would be started, pulled if need be. Raises EngineError."""
         wanted = settings.version or container.DEFAULT_MAJOR
         name = settings.image.replace("{version}", str(wanted))
-        with contextlib.closing(daemon.connect()) as client:
-            image = daemon.image(client, name, progress)
+        image = _image(name, settings.timeout, progress)
         config = image.attrs["Config"]
         environ = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
         command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
@@ -88,7 +91,8 @@ class DockerEngine:
         name = f"pgsandbox-{order.token}"
         spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{_SEEDS}:{order.token}"}
         with contextlib.ExitStack() as stack:
-            client = stack.enter_context(contextlib.closing(daemon.connect()))
+            deadline = time.monotonic() + order.timeout
+            client = stack.enter_context(contextlib.closing(daemon.connect(timeout=order.timeout)))
             where = topology(client)
             spec["beside"] = where.network is not None
             stack.callback(supervised.start_for(order, spec).detach)
@@ -107,7 +111,8 @@ class DockerEngine:
                 port=port,
                 user="postgres",
                 password=password,
-                timeout=order.timeout,
+                timeout=deadline - time.monotonic(),
+                within=order.timeout,
                 died=lambda: container.died(output, choice, f"{host}:{port}"),
                 last_words=lambda: output.tail(5),
             )
@@ -139,11 +144,9 @@ class DockerEngine:
             id_ = running.detail["container"]
             if not is_kept:  # from here on an image may come to be, even if we don't live to see it
                 write_record(Path(running.folder) / _SEEDED, {})
-            done = client.api.exec_start(client.api.exec_create(id_, _stop(running.detail["layout"]))["Id"])
-            if b"clean" not in done:
-                raise ServerError(
-                    "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
-                )
+            done = container.run(client, id_, _stop(running.detail["layout"]), timeout=max(timeout, _STOP_TIMEOUT))
+            if "clean" not in done:
+                raise ServerError("the server that holds the template did not stop cleanly", why=done)
             images.commit(client, id_, tag, labels)
             size = images.size_on(client, tag, running.what)
             container.remove(client, id_)
@@ -224,12 +227,23 @@ class DockerEngine:
                 raise ServerError("the container's log can't be read", why=problem.explanation) from problem
         return str(said.decode("utf-8", errors="replace")).rstrip()
 
+    def condition(self, running: Running) -> Condition:
+        """What its supervisor or the daemon says of it."""
+        said = last_word(Path(running.folder))
+        if said is not None:
+            return over(said)
+        try:
+            with contextlib.closing(daemon.connect(timeout=_ASK)) as client:
+                return container.condition(client, running.detail["container"], running.detail["name"])
+        except Exception as problem:
+            return Condition(why=first_line(getattr(problem, "message", None) or problem))
+
     def grant(self, running: Running, seconds: float) -> None:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
         supervised.grant(Path(running.folder), seconds)
         command = ["sh", "-c", f"echo {int(seconds)} >{_GRANT}.new && mv {_GRANT}.new {_GRANT}"]
         with contextlib.closing(daemon.connect()) as client:
-            client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
+            container.run(client, running.detail["container"], command, timeout=_STOP_TIMEOUT)
 
 
 _STOP = f"""\
@@ -273,6 +287,14 @@ def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[s
         yield container.create_only(client, image, name=name, order=order)
     finally:
         supervised.end(order.folder, timeout=order.timeout)
+
+
+def _image(name: str, timeout: float, progress: Progress) -> Any:
+    try:
+        with contextlib.closing(daemon.connect(timeout=timeout)) as client:
+            return daemon.image(client, name, progress)
+    except NotReadyError as problem:  # where another engine may serve, it is asked
+        raise EngineError(problem.message, why=problem.why, looked_at=problem.looked_at, hint=problem.hint) from problem
 
 
 def _content(image: dict[str, Any]) -> str:
@@ -331,6 +353,10 @@ class DockerWard:
         """Never asked for: baking is a matter between the starter and the daemon."""
         raise ServerError("a container is baked by its starter")
 
+    def last_word(self) -> str:
+        """That it ended: a container of its own time is not looked at more closely."""
+        return "its container ended"
+
     def connected(self) -> bool:
         """True: a container watches its own connections, and ends itself."""
         return True
@@ -378,7 +404,7 @@ class DockerWard:
 
     def _docker(self) -> docker.DockerClient:
         if self._client is None:
-            self._client = daemon.connect()
+            self._client = daemon.connect(probe=_STOP_TIMEOUT)  # nobody waits for us
         return self._client
 
 
