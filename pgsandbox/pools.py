@@ -15,6 +15,7 @@ from typing import Any
 _state = {"cuts": 0, "told": 0, "is_listening": False}
 _untold: set[str] = set()
 _MARK = "pgsandbox"
+_DRAIN_TIMEOUT = 5.0
 
 
 def were_cut_off() -> None:
@@ -133,7 +134,7 @@ def _tell_psycopg_soon(pool: Any) -> bool:
         if loop.is_running():
             asyncio.run_coroutine_threadsafe(pool.drain(), loop)
         elif not loop.is_closed():
-            loop.run_until_complete(pool.drain())
+            loop.run_until_complete(asyncio.wait_for(pool.drain(), _DRAIN_TIMEOUT))
     return bool(loops)
 
 

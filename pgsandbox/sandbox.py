@@ -235,7 +235,7 @@ class Sandbox:
             )
         finally:  # also when somebody is tired of waiting: nobody holds them any more, and so they end
             self.close()
-        return [f"the server {folder.name} did not end within {_END_TIMEOUT:g}s" for folder in left]
+        return [supervised.not_ended(f"the server {folder.name}", folder, _END_TIMEOUT).message for folder in left]
 
     # Databases -------------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ LAYERS = """
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written
     parcel                                                  a template as a file for elsewhere
-    settings  shell  command  libpq  pools  scram  tuning  bounded   values, and other programs' ways
+    settings  shell  command  libpq  pools  scram  tuning  bounded  locks   values, and other programs' ways
     errors
 """
 """From top to bottom; a module may import what is in rows below its own, and nothing else of ours."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import queue
 import re
 import tarfile
 import threading
@@ -86,28 +87,27 @@ def create_only(client: docker.DockerClient, image: str, *, name: str, order: Or
 def run(client: docker.DockerClient, container: str, command: list[str], *, timeout: float) -> str:
     """What `command` prints in a container that runs. Raises NotReadyError after `timeout` seconds, APIError."""
     started = client.api.exec_create(container, command)["Id"]
-    stream = client.api.exec_start(started, stream=True)
-    is_late = threading.Event()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def give_up() -> None:
-        is_late.set()
-        stream.close()
+    def listen() -> None:
+        try:
+            answers.put(client.api.exec_start(started))
+        except Exception as problem:
+            answers.put(problem)
 
-    timer = threading.Timer(timeout, give_up)
-    timer.daemon = True
-    timer.start()
+    # Docker's client waits for the end of what it hears without a deadline.
+    threading.Thread(target=listen, name="pgsandbox-exec", daemon=True).start()
     try:
-        said = b"".join(stream)
-    finally:
-        timer.cancel()
-        stream.close()
-    if is_late.is_set():
+        said = answers.get(timeout=timeout)
+    except queue.Empty:
         raise NotReadyError(
             f"a command in the container was not done within {timeout:g}s",
             why=f"it was: {' '.join(command)[:80].splitlines()[0]}",
             hint="was the container paused? Else raise the setting timeout",
-        )
-    return said.decode("utf-8", errors="replace")
+        ) from None
+    if isinstance(said, Exception):
+        raise said
+    return str(said.decode("utf-8", errors="replace"))
 
 
 def remove(client: docker.DockerClient, container: str) -> None:
@@ -150,10 +150,11 @@ def _end_of(client: docker.DockerClient, id_: str) -> str:
     now = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", client.api.info()["SystemTime"]))
     code, is_oom = None, False
     until: Any = f"{now.timestamp():.6f}"
-    for event in client.api.events(since=1, until=until, filters={"container": id_}, decode=True):
-        is_oom = is_oom or event.get("Action") == "oom"
-        if event.get("Action") == "die":
-            code = int(event["Actor"]["Attributes"].get("exitCode", 0))
+    with contextlib.closing(client.api.events(since=1, until=until, filters={"container": id_}, decode=True)) as events:
+        for event in events:
+            is_oom = is_oom or event.get("Action") == "oom"
+            if event.get("Action") == "die":
+                code = int(event["Actor"]["Attributes"].get("exitCode", 0))
     return "has gone: somebody removed it, or the daemon was restarted" if code is None else _how(code, is_oom=is_oom)
 
 

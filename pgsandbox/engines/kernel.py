@@ -35,7 +35,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(3)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel itself is at work for it
+            process.wait(3)
 
 
 def end_leftover(data: Path) -> None:

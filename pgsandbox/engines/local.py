@@ -233,7 +233,11 @@ class LocalWard:
     def _needless_wal(self) -> list[str]:
         """WAL files that a stopped cluster does not need: all but the one that its last checkpoint is in."""
         said = subprocess.run(
-            [self._binaries / "pg_controldata", self._data], capture_output=True, text=True, check=False
+            [self._binaries / "pg_controldata", self._data],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_STOP_TIMEOUT,
         ).stdout
         needed = re.search(r"REDO WAL file:\s+([0-9A-F]{24})", said)
         if needed is None:
