@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox import engines, places
+from pgsandbox import engines, locks, places
 from pgsandbox.errors import NotReadyError, PgsandboxError
 from pgsandbox.fingerprint import FORMAT
 from pgsandbox.run import entries, read_record, write_record
@@ -91,7 +91,12 @@ class Cache:
             with filelock.FileLock(lock, timeout=timeout, poll_interval=0.02):
                 yield
         except filelock.Timeout:
-            raise NotReadyError(f"waited {timeout:g}s for another run that builds the same template") from None
+            raise locks.not_had(
+                f"waited {timeout:g}s for another run that builds the same template",
+                lock,
+                otherwise="it is alive, but has not finished",
+                hint="raise the setting timeout if the work is known to take longer",
+            ) from None
 
     def find(self, key: str) -> tuple[Entry | None, str | None]:
         """The entry `key`, marked as used, if it is there and whole; else what was wrong with it and it was dropped."""

@@ -37,6 +37,8 @@ sys.exit(child.returncode if child.returncode >= 0 else 128 - child.returncode)
 """The guard's standard input is a pipe from us that says nothing: its end means that we are gone, or want an end.
 What the program left running in its process group ends with it."""
 
+_END_TIMEOUT = 10.0
+
 NOT_FOUND = 127
 """The exit code that says that there is no such program."""
 
@@ -75,7 +77,11 @@ def run(
             exit_code = None
         finally:
             guard.stdin.close()
-            guard.wait(10)
+            try:
+                guard.wait(_END_TIMEOUT)
+            except subprocess.TimeoutExpired:  # somebody has stopped it: the kernel ends the program with it
+                guard.kill()
+                guard.wait(_END_TIMEOUT)
         output.seek(0)
         text = output.read().decode("utf-8", errors="replace")
     return Outcome(exit_code, "\n".join(text.rstrip().splitlines()[-lines:]))

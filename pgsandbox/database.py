@@ -109,6 +109,13 @@ class Database:
         with _telling_pools():
             self.isolation.reset()
 
+    def is_untouched(self) -> bool:
+        """Whether nothing was written since the baseline; False also where that can't be told."""
+        from pgsandbox.contact import translated
+
+        with translated():
+            return self.isolation.is_untouched()
+
     def remake(self) -> None:
         """Make it anew at its baseline, which cuts its connections; its URL stays. Raises PgsandboxError."""
         with _telling_pools():
@@ -151,8 +158,11 @@ class Database:
 @contextlib.contextmanager
 def _telling_pools() -> Iterator[None]:
     """Afterwards, when the database can be entered again, the pools of what was cut off hear of it."""
+    from pgsandbox.contact import translated
+
     try:
-        yield
+        with translated():
+            yield
     finally:
         pools.tell()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pgsandbox.engines import Choice
     from pgsandbox.settings import Settings
 
-FORMAT = 3
+FORMAT = 4
 """Changes whenever what is kept changes its meaning; what is of another format is never looked at."""
 
 

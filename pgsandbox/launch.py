@@ -63,10 +63,10 @@ class Launcher:
         Raises PgsandboxError, in every process of the run the same.
         """
         if (record := _living(self._run)) is not None:
-            return _joined(record)
+            return self._joined(record)
         with self._run.lock("server", timeout=self._patience):
             if (record := _living(self._run)) is not None:
-                return _joined(record)
+                return self._joined(record)
             self._end_unfinished()
             try:
                 server, facts = self._start_shared(workers)
@@ -219,8 +219,11 @@ class Launcher:
         finally:
             self._discard_spare()  # it has a server now, or is of no use
         write_record(folder / RUNNING, running.to_record())
-        server = _server(running)
-        server.connect()
+        server = self._server(running)
+        if server.is_ours:
+            server.running.detail["born"] = server.birth()
+        else:
+            server.connect()
         return server
 
     def _end_unfinished(self) -> None:
@@ -236,6 +239,14 @@ class Launcher:
         if server.is_ours:
             server.allow_roles(allowed)
 
+    def _joined(self, record: dict[str, Any]) -> tuple[Server, Facts]:
+        return self._server(Running.from_record(record["running"])), _facts(record["facts"])
+
+    def _server(self, running: Running) -> Server:
+        from pgsandbox.server import Server
+
+        return Server(running, timeout=self._settings.timeout)
+
     def _discard_spare(self) -> None:
         """Leave the supervisor that was started ahead to itself: it has its server, or others have theirs."""
         if self._spare is not None:
@@ -243,16 +254,18 @@ class Launcher:
             self._spare = None
 
 
-def shared_server(run: Run) -> Server | None:
-    """The one server of the run's workers, if it has one by now. Raises the error that it failed with."""
-    record = _living(run)
-    return None if record is None else _joined(record)[0]
-
-
 def _import_what_follows() -> None:
     """What speaks to a server is of no use before there is one, and takes as long to import as that to start."""
     import pgsandbox.isolation.clone
     import pgsandbox.template  # noqa: F401
+
+
+def shared_server(run: Run, *, timeout: float) -> Server | None:
+    """The one server of the run's workers, if it has one by now. Raises the error that it failed with."""
+    from pgsandbox.server import Server
+
+    record = _living(run)
+    return None if record is None else Server(Running.from_record(record["running"]), timeout=timeout)
 
 
 def _living(run: Run) -> dict[str, Any] | None:
@@ -262,16 +275,6 @@ def _living(run: Run) -> dict[str, Any] | None:
         return None
     folder = Path(record["running"]["folder"])
     return record if folder.exists() and not (folder / supervised.ENDED).exists() else None
-
-
-def _joined(record: dict[str, Any]) -> tuple[Server, Facts]:
-    return _server(Running.from_record(record["running"])), _facts(record["facts"])
-
-
-def _server(running: Running) -> Server:
-    from pgsandbox.server import Server
-
-    return Server(running)
 
 
 def _facts(record: dict[str, Any]) -> Facts:

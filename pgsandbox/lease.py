@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from pgsandbox.errors import NotReadyError
+from pgsandbox import locks
 from pgsandbox.places import new_token, private
 
 try:
@@ -70,9 +70,10 @@ def hold(folder: Path) -> Lease:
         if lease is not None:
             return lease
         time.sleep(0.01)
-    raise NotReadyError(
-        f"the lease on {folder} could not be had within {_REMOVAL_DEADLINE:g}s",
-        why="another process has been removing that folder all the while",
+    raise locks.not_had(
+        f"the lease on {folder} could not be had within {_REMOVAL_DEADLINE:g}s, while another process is removing it",
+        folder / _FILE,
+        otherwise="it has been at that all the while",
         hint="look for a stopped pgsandbox.supervisor process",
     )
 
@@ -138,6 +139,11 @@ def supervise(folder: Path) -> Lease | None:
 def is_supervised(folder: Path) -> bool:
     """Whether a supervisor of `folder` is alive."""
     return _is_locked(folder / _SUPERVISED, by_sharers=False)
+
+
+def supervisor_of(folder: Path) -> str | None:
+    """Who supervises `folder`, and whether somebody has stopped it, in words; None where nobody knows."""
+    return locks.held_by(folder / _SUPERVISED)
 
 
 def _is_locked(file: Path, *, by_sharers: bool) -> bool:

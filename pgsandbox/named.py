@@ -327,9 +327,7 @@ def _end(found: Named) -> None:
         (folder / supervised.GRANT).unlink(missing_ok=True)
         record.unlink(missing_ok=True)
     elif supervised.end(folder, timeout=_END_TIMEOUT):
-        raise ServerError(
-            f"the sandbox {found.name} did not end within {_END_TIMEOUT:g}s", hint="try `pgsandbox prune`"
-        )
+        raise supervised.not_ended(f"the sandbox {found.name}", folder, _END_TIMEOUT)
 
 
 def _is_in_use(folder: Path) -> bool:

@@ -263,9 +263,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         item.stash[_FAILED] = True
         session = session_of(item.config)
         report.longrepr = session.masked(report.longrepr)
-        holders = session.holders(item.nodeid, report.longreprtext)
-        if holders is not None:
-            report.sections.append((_NAME, holders))
+        said = report.longreprtext
+        for more in (session.holders(item.nodeid, said), session.lost(said)):
+            if more is not None:
+                report.sections.append((_NAME, more))
     return report
 
 

@@ -15,6 +15,7 @@ from typing import Any
 _state = {"cuts": 0, "told": 0, "is_listening": False}
 _untold: set[str] = set()
 _MARK = "pgsandbox"
+_DRAIN_TIMEOUT = 5.0
 
 
 def were_cut_off() -> None:
@@ -62,7 +63,7 @@ def _kind(kinds: dict[Any, Any], pool: Any) -> Any:
     return next(tell for kind, tell in kinds.items() if isinstance(pool, kind))
 
 
-def _is_ended(connection: Any) -> bool:
+def is_ended(connection: Any) -> bool:
     """Whether the server has said something while nobody asked: a connection at rest hears only of its end."""
     with contextlib.suppress(Exception):  # a driver without a socket to look at, or a connection closed by its user
         return bool(select.select([connection.fileno()], [], [], 0)[0])
@@ -90,7 +91,7 @@ def _connected(_connection: Any, record: Any) -> None:
 def _checked_out(connection: Any, record: Any, _proxy: Any) -> None:
     if record.info.get(_MARK) == _state["cuts"]:
         return
-    if _is_ended(connection):
+    if is_ended(connection):
         from sqlalchemy.exc import DisconnectionError
 
         raise DisconnectionError("the database was made anew")
@@ -106,7 +107,7 @@ def _tell_django() -> None:
     if connections is not None:
         with contextlib.suppress(Exception):  # not configured, or in the middle of something
             for one in connections.all(initialized_only=True):
-                if one.connection is not None and _is_ended(one.connection):
+                if one.connection is not None and is_ended(one.connection):
                     one.close()
 
 
@@ -133,7 +134,7 @@ def _tell_psycopg_soon(pool: Any) -> bool:
         if loop.is_running():
             asyncio.run_coroutine_threadsafe(pool.drain(), loop)
         elif not loop.is_closed():
-            loop.run_until_complete(pool.drain())
+            loop.run_until_complete(asyncio.wait_for(pool.drain(), _DRAIN_TIMEOUT))
     return bool(loops)
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pgsandbox import lease, places
-from pgsandbox.errors import NotReadyError, PgsandboxError, PlaceError, UsageError
+from pgsandbox import lease, locks, places
+from pgsandbox.errors import PgsandboxError, PlaceError, UsageError
 
 KEEPING = "keeping.json"
 """The file in a run's folder that says for which cache something is being made; it stays if that was never finished."""
@@ -40,13 +40,15 @@ class Run:
         """
         import filelock
 
+        file = self.folder / f"{name}.lock"
         try:
-            with filelock.FileLock(self.folder / f"{name}.lock", timeout=timeout, poll_interval=0.005):
+            with filelock.FileLock(file, timeout=timeout, poll_interval=0.005):
                 yield
         except filelock.Timeout:
-            raise NotReadyError(
+            raise locks.not_had(
                 f"waited {timeout:g}s for another process of this run that is working on: {name}",
-                why="it is alive, but has not finished",
+                file,
+                otherwise="it is alive, but has not finished",
                 hint="raise the setting timeout if the work is known to take longer",
             ) from None
 

@@ -194,6 +194,11 @@ class Sandbox:
         return self._server is not None
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the server did not answer when it was last asked."""
+        return self._server is not None and self._server.lost is not None
+
+    @property
     def server(self) -> Server:
         """The server of this worker. Raises PgsandboxError when it can't be started."""
         return self.start()
@@ -231,7 +236,7 @@ class Sandbox:
             )
         finally:  # also when somebody is tired of waiting: nobody holds them any more, and so they end
             self.close()
-        return [f"the server {folder.name} did not end within {_END_TIMEOUT:g}s" for folder in left]
+        return [supervised.not_ended(f"the server {folder.name}", folder, _END_TIMEOUT).message for folder in left]
 
     # Databases -------------------------------------------------------------------------------------------------------
 
@@ -276,7 +281,7 @@ class Sandbox:
         A server of its own ends by itself. Raises PgsandboxError.
         """
         run = self.join()
-        self._server = shared_server(run)
+        self._server = shared_server(run, timeout=self.settings.timeout)
         if self._server is not None:
             self._server.bury(self._server.names.database(self.worker), kept=self._kept(run))
 
@@ -347,13 +352,16 @@ class Sandbox:
         engines.named(running.engine).grant(running, ttl)
 
     def _make(self, name: str) -> tuple[Database, CloneIsolation | ResetIsolation]:
+        from pgsandbox.contact import translated
+
         server = self.server
         password = scram.new_password()
         server.bury(name)  # what a process of the same name has left that is gone: a worker that crashed
         server.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
         self._facts.apply_to_login(server, name)
         isolation = self._isolation(name, password)
-        isolation.create()
+        with translated():
+            isolation.create()
         address = Address(server.host, server.port, name, password, name)
         return Database(address, self._verified(isolation, address)), isolation
 

@@ -12,25 +12,22 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from pgsandbox import engines, libpq, scram, tuning
+from pgsandbox import engines, scram, tuning
+from pgsandbox.contact import Contact, disk_full
 from pgsandbox.errors import NotReadyError, ServerError, first_line
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Layout, Running
-
-_CONNECT_TIMEOUT = 10
-_UNMOVED = "-c role=none -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
-"""What `ALTER DATABASE … SET` in a migration could do to our own connections, undone."""
 
 _INSPECTING = (
     "-c search_path=pg_catalog -c session_replication_role=replica -c row_security=off -c synchronize_seqscans=off"
     " -c client_min_messages=error -c lock_timeout=5s -c statement_timeout=60s"
     " -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
 )
+_BIRTH: LiteralString = """
+SELECT backend_start FROM pg_stat_get_activity(NULL) WHERE backend_type = 'checkpointer'
+"""
 _SINCE_17 = "-c event_triggers=off -c transaction_timeout=0"
-
-_ONLY_ON_DEMAND = 1 << 30
-"""Executions before a statement is prepared without being asked to: never, since most of ours run once."""
 
 _MADE_FOR: LiteralString = """
 SELECT datname FROM pg_database
@@ -72,13 +69,14 @@ class Names:
 class Server:
     """One running server and one admin connection to it, which is a lease on its life, too.
 
-    Not thread-safe. `close` gives up the connection, not the server.
+    It may be silent for `timeout` seconds before we look what has become of it. Not thread-safe. `close` gives up the
+    connection, not the server.
     """
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, *, timeout: float = 60.0) -> None:
         self.running = running
+        self._contact = Contact(running, timeout=timeout)
         self.names = Names() if running.engine != "external" else Names(f"pgsandbox_{running.token}")
-        self._admin: psycopg.Connection[tuple[Any, ...]] | None = None
         self._template_follows = bool(running.detail.get("template_follows"))
 
     def __repr__(self) -> str:
@@ -119,22 +117,19 @@ class Server:
         """Whether pgsandbox started it, and may therefore change what belongs to the whole server."""
         return self.running.engine != "external"
 
-    def admin_conninfo(self, database: str = "postgres", options: str = "") -> str:
-        """How to connect to `database` as the superuser (libpq connection string; holds the password)."""
-        running = self.running
-        if running.engine == "external":
-            return psycopg.conninfo.make_conninfo(running.detail["url"], dbname=database)
-        parts: dict[str, Any] = {**libpq.PLAIN, "user": running.user, "port": running.port, "dbname": database}
-        parts |= {"host": running.socket} if running.socket else {"host": running.host, "password": running.password}
-        parts["options"] = f"{_UNMOVED} {options}".rstrip()
-        return psycopg.conninfo.make_conninfo("", **parts)
-
     @property
     def admin(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """The admin connection, opened when first needed and again if it was lost; autocommit."""
-        if self._admin is None or self._admin.closed or self._admin.broken:
-            self._admin = self.connect_admin(self.running.detail.get("maintenance", "postgres"))
-        return self._admin
+        """The admin connection, opened when first needed and again if it was lost; autocommit. Raises ServerError."""
+        return self._contact.admin
+
+    @property
+    def lost(self) -> ServerError | None:
+        """Why it did not answer when it was last asked; what each further attempt raises, at once."""
+        return self._contact.lost
+
+    def admin_conninfo(self, database: str = "postgres", options: str = "") -> str:
+        """How to connect to `database` as the superuser (libpq connection string; holds the password)."""
+        return self._contact.conninfo(database, options)
 
     def connect_inspector(self, database: str) -> psycopg.Connection[tuple[Any, ...]]:
         """An admin connection to `database` that sees and mends it past its own rules; the caller closes it.
@@ -147,24 +142,11 @@ class Server:
 
     def connect_admin(self, database: str, options: str = "") -> psycopg.Connection[tuple[Any, ...]]:
         """A further admin connection, to `database`; the caller closes it. Raises ServerError."""
-        try:
-            connection = psycopg.connect(
-                self.admin_conninfo(database, options),
-                autocommit=True,
-                connect_timeout=_CONNECT_TIMEOUT,
-                application_name="pgsandbox",
-                prepare_threshold=_ONLY_ON_DEMAND,
-                client_encoding="UTF8",
-                keepalives_idle=30,
-            )
-            connection.prepared_max = 1000
-            return connection
-        except psycopg.OperationalError as problem:
-            raise ServerError(
-                f"the {self.engine} server at {self.host}:{self.port} does not answer",
-                why=first_line(problem),
-                hint="if it was stopped on purpose, run again; otherwise look at its log with `pgsandbox logs`",
-            ) from problem
+        return self._contact.open(database, options)
+
+    def end_if_halted(self) -> None:
+        """End it if it is ours and somebody has paused or stopped it: whoever waits for it would do so for ever."""
+        self._contact.end_if_halted()
 
     def connect(self) -> None:
         """Open the admin connection, if it is not open. Raises ServerError."""
@@ -172,8 +154,18 @@ class Server:
 
     def close(self) -> None:
         """Close the admin connection."""
-        if self._admin is not None:
-            self._admin.close()
+        self._contact.close()
+
+    def birth(self) -> str:
+        """When its processes were started: anew when one of them crashed and all the others were ended for that."""
+        found = self.execute(_BIRTH)
+        return str(found[0][0]) if found else ""
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether a process of it has crashed since it was started, and it recovered."""
+        born = self.running.detail.get("born")
+        return born is not None and self.birth() != born
 
     def execute(
         self, query: LiteralString | sql.Composed, params: Iterable[Any] | None = None, *, often: bool = False
@@ -183,9 +175,18 @@ class Server:
             cursor = self.admin.execute(query, None if params is None else list(params), prepare=often)
             return cursor.fetchall() if cursor.description else []
         except psycopg.errors.DiskFull as problem:
-            raise disk_full(self, problem) from problem
+            raise disk_full(f"the {self.engine} server", problem) from problem
         except psycopg.Error as problem:
-            raise ServerError("the server refused", why=first_line(problem)) from problem
+            raise self._refusal(problem) from problem
+
+    def _refusal(self, problem: psycopg.Error) -> ServerError:
+        """What an error means. Raises ServerError where it is that the server has ended."""
+        if not self._contact.is_cut:
+            return ServerError("the server refused", why=first_line(problem))
+        self.connect()
+        if self.has_crashed:
+            return ServerError("PostgreSQL crashed, and recovered", why="who or what killed one of its processes?")
+        return ServerError("our connection to the server was cut off", why=first_line(problem))
 
     # Roles -----------------------------------------------------------------------------------------------------------
 
@@ -425,15 +426,6 @@ def cloning(engine: str, major: int | None) -> str:
     return (
         f"file by file{only}: of 300 tables in a third of the time that WAL_LOG takes, and without WAL; "
         "the first worker gets a spare one that is kept with the template"
-    )
-
-
-def disk_full(server: Server, problem: psycopg.Error) -> ServerError:
-    """The error for a server whose disk, or tmpfs, is full."""
-    return ServerError(
-        f"the {server.engine} server has no space left",
-        why=first_line(problem),
-        hint="free some space; a container's data is on a tmpfs, that is in memory",
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgsandbox import pools
 from pgsandbox.environment import Environment
-from pgsandbox.errors import PgsandboxError, StepError, VerifyError
+from pgsandbox.errors import PgsandboxError, StepError, VerifyError, first_line
 from pgsandbox.identity import RUN_VARIABLE, Identity
 from pgsandbox.libpq import MISLEADING
 from pgsandbox.masking import mask
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _JOIN_TIMEOUT = 30.0
 _LOOKING_TIMEOUT = 0.5
 _BURIAL_TIMEOUT = 5.0
+_LOST = (
+    "server closed the connection|terminating connection|connection (is|was|has been) (lost|closed)"
+    "|[Cc]onnection refused|connection failed|connection timeout|Connection reset|unexpected connection_lost"
+)
+"""What drivers say when a server has gone, or is going."""
 
 
 class Session:
@@ -51,6 +56,7 @@ class Session:
         self.isolates = False
         """Whether the test that is running is isolated."""
         self._has_told = False
+        self._has_told_loss = False
 
     # Start -----------------------------------------------------------------------------------------------------------
 
@@ -236,7 +242,7 @@ class Session:
         if self._is_dirty and self.isolates:
             self._clean(self.database)
             return True
-        if self.database.isolation.is_untouched():
+        if self.database.is_untouched():
             return True
         if self.isolates:
             self.notes.trouble.append(
@@ -263,7 +269,7 @@ class Session:
         except VerifyError:
             raise
         except Exception as problem:
-            self.notes.trouble.append(f"after fixture {name}: {_in_brief(problem)}")
+            self._note_trouble(f"after fixture {name}", problem)
 
     @property
     def _moves_baselines(self) -> bool:
@@ -292,7 +298,7 @@ class Session:
             if failed and self.settings.keep == "failed":
                 self.notes.kept.append(f"{test}: {self.sandbox.keep(database)}")
         except Exception as problem:
-            self.notes.trouble.append(f"after {test}: {_in_brief(problem)}")
+            self._note_trouble(f"after {test}", problem)
         if leak:
             self.notes.leaked.append(f"{test}: {leak}")
         return leak
@@ -308,7 +314,7 @@ class Session:
         try:
             self.sandbox.drop(database)
         except Exception as problem:
-            self.notes.trouble.append(f"after {test}: {_in_brief(problem)}")
+            self._note_trouble(f"after {test}", problem)
 
     def holders(self, test: str, said: str) -> str | None:
         """Who holds the connections, in words, if `said`, a test's failure, is that there were too many."""
@@ -320,6 +326,24 @@ class Session:
             if held is not None:
                 return f"{test} on {self.identity.worker} asked for more connections than it may have\n{held}"
         return None
+
+    def lost(self, said: str) -> str | None:
+        """What has become of the server, in words, if `said`, a test's failure, is that it was lost and it is."""
+        if self._sandbox is None or not self._sandbox.is_started or re.search(_LOST, said) is None:
+            return None
+        try:
+            self._sandbox.server.connect()
+        except PgsandboxError as problem:
+            return None if problem.message in said else str(problem)
+        return None
+
+    def _note_trouble(self, where: str, problem: Exception) -> None:
+        """What went wrong beside the tests; that the server is lost, only once."""
+        if self._sandbox is not None and self._sandbox.is_lost:
+            if self._has_told_loss:
+                return
+            self._has_told_loss = True
+        self.notes.trouble.append(f"{where}: {_in_brief(problem)}")
 
     # End -------------------------------------------------------------------------------------------------------------
 
@@ -350,5 +374,5 @@ class Session:
 
 def _in_brief(problem: Exception) -> str:
     if isinstance(problem, PgsandboxError):
-        return f"{problem.message} ({problem.why})" if problem.why else problem.message
+        return f"{problem.message} ({first_line(problem.why)})" if problem.why else problem.message
     return f"{type(problem).__name__}: {problem}"

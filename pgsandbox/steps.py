@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import shutil
@@ -13,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pgsandbox import command
+from pgsandbox import command, libpq
 from pgsandbox.errors import PgsandboxError, StepError, TemplateError
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from pgsandbox.database import Database
 
 _NOT_FOUND = "is it installed? PATH and the folder of the running Python are searched"
+_CANCELLED = 5.0
+"""Seconds in which a server that is there ends what it was told to end."""
+
 KINDS = "file.sql, dir/*.sql, python:module:function, command: a command line"
 
 
@@ -134,10 +139,23 @@ class SqlStep:
             return
         import psycopg
 
-        with database.connect(autocommit=True, client_encoding="utf8") as connection:
+        from pgsandbox.bounded import BoundedConnection
+
+        def give_up(_connection: BoundedConnection, waited: float) -> float:
+            if waited > context.timeout + _CANCELLED:
+                raise _too_slow(f"init file {self._name}", context, "PostgreSQL does not answer any more")
+            return 1.0
+
+        with BoundedConnection.open(
+            database.conninfo,
+            ask=give_up,
+            connect_timeout=math.ceil(context.timeout),
+            client_encoding="utf8",
+            **libpq.PLAIN,
+        ) as connection:
             # Ours, not statement_timeout: that would count for each statement, and pg_dump's files set it to 0.
             deadline = time.monotonic() + context.timeout
-            timer = threading.Timer(context.timeout, connection.cancel_safe)
+            timer = threading.Timer(context.timeout, _cancel, (connection,))
             timer.start()
             try:
                 connection.execute(source.encode())
@@ -227,6 +245,11 @@ class CommandStep:
     def run(self, database: Database, context: Context) -> None:
         """Run the program; raises StepError with its last lines."""
         _run_program(self.text, self.words, context)
+
+
+def _cancel(connection: psycopg.Connection[Any]) -> None:
+    with contextlib.suppress(Exception):  # a server that does not hear us does not answer us, either
+        connection.cancel_safe(timeout=_CANCELLED)
 
 
 def _run_program(text: str, words: Sequence[str], context: Context) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import engines, lease, sweep
+from pgsandbox.engines.condition import leave_word
 from pgsandbox.engines.supervised import BAKE, BAKED, ENDED, GRANT, PID
 from pgsandbox.errors import PgsandboxError, ServerError
 from pgsandbox.run import read_record, write_record
@@ -126,7 +127,10 @@ def _report(event: dict[str, Any]) -> None:
 def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> None:
     """Return when nobody has held the server for a moment, or, with a grant, been connected for that long."""
     last_held = time.monotonic()
-    while ward.alive() and not signals.take(signal.SIGTERM):
+    while not signals.take(signal.SIGTERM):
+        if not ward.alive():
+            leave_word(folder, ward.last_word())
+            return
         if signals.take(signal.SIGUSR1):
             _bake(ward, folder)
         if signals.take(signal.SIGUSR2):

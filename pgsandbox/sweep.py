@@ -14,7 +14,9 @@ from pgsandbox.engines.supervised import SPEC
 from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
 from pgsandbox.run import KEEPING, all_runs, entries, read_record
 
-_GIVE_UP = 10.0
+_GIVE_UP = 120.0
+"""Seconds for an engine that does not answer: a daemon that is restarted is back by then."""
+
 _POLL = 0.1
 
 
@@ -42,7 +44,7 @@ def sweep_run(run_folder: Path) -> None:
     """Remove a run's folder as soon as nobody holds it, and what killed processes of that run left in it.
 
     Waits for that as long as somebody holds the run, but not while a server of it has a supervisor: that comes here,
-    too. What can't be removed, since its engine does not answer, is left to the next start after a few seconds.
+    too. What can't be removed, since its engine does not answer, is left to the next start after two minutes.
     """
     refused_since: float | None = None
     while run_folder.exists() and (refused_since is None or time.monotonic() - refused_since < _GIVE_UP):
@@ -56,7 +58,8 @@ def sweep_run(run_folder: Path) -> None:
                 refused_since = refused_since or time.monotonic()
         if not _folders(run_folder / "servers") and _remove_run(run_folder):
             return
-        time.sleep(_POLL)
+        # A daemon that is away is not asked ten times a second.
+        time.sleep(_POLL if refused_since is None else 1.0)
 
 
 def _sweep_server(folder: Path) -> Iterator[str]:

@@ -13,10 +13,10 @@ import psycopg
 from psycopg import sql
 
 from pgsandbox import libpq, scram, steps
+from pgsandbox.contact import disk_full
 from pgsandbox.database import Address, Database
 from pgsandbox.errors import PgsandboxError, TemplateError
 from pgsandbox.isolation import sequences
-from pgsandbox.server import disk_full
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
@@ -40,6 +40,8 @@ class Facts:
     comment: str | None = None
     sequences: tuple[tuple[int, int, bool, bool], ...] = ()
     """Of each sequence: oid, last value, whether it was given out, whether sessions cache values."""
+    unlogged: tuple[str, ...] = ()
+    """Unlogged tables and sequences that have something in them: a crash empties them."""
     why_clone: str | None = None
     """Why a reset has to clone in this server; None where it can undo."""
 
@@ -79,6 +81,7 @@ class Facts:
             login_settings=tuple((name, value) for name, value in record["login_settings"]),
             grants=tuple((role, right, grantable) for role, right, grantable in record["grants"]),
             comment=record["comment"],
+            unlogged=tuple(record["unlogged"]),
             why_clone=record["why_clone"],
             sequences=tuple((oid, last, called, cached) for oid, last, called, cached in record["sequences"]),
         )
@@ -116,7 +119,7 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
     try:
         return _seal(server)
     except psycopg.errors.DiskFull as problem:
-        raise disk_full(server, problem) from problem
+        raise disk_full(f"the {server.engine} server", problem) from problem
     except psycopg.Error as problem:
         raise TemplateError(
             "the template can't be sealed",
@@ -163,7 +166,8 @@ def _seal(server: Server) -> Facts:
         connection.execute("VACUUM (FREEZE, ANALYZE)")
         connection.execute("RESET ROLE")
         values = sequences.settle(connection) if server.is_ours else []
-    facts = replace(_facts(server), sequences=tuple(values), why_clone=_why_clone(server))
+        unlogged = tuple(name for (name,) in connection.execute(_UNLOGGED))
+    facts = replace(_facts(server), sequences=tuple(values), unlogged=unlogged, why_clone=_why_clone(server))
     server.disconnect(names.template)
     server.allow_connections(names.template, False)
     server.retire_login(names.builder)
@@ -239,6 +243,13 @@ def _set(server: Server, target: sql.Composed, setting: str, value: str) -> None
     shown = sql.SQL(", ").join(sql.Literal(one) for one in values)
     server.execute(sql.SQL("ALTER {} SET {} TO {}").format(target, name, shown))
 
+
+_UNLOGGED = """
+SELECT oid::regclass::text FROM pg_class
+WHERE relpersistence = 'u' AND relkind IN ('r', 'm') AND pg_relation_size(oid) > 0
+UNION ALL SELECT seqrelid::regclass::text FROM pg_sequence JOIN pg_class c ON c.oid = seqrelid
+WHERE relpersistence = 'u' AND pg_sequence_last_value(seqrelid) IS NOT NULL ORDER BY 1
+"""
 
 _LISTS = frozenset(
     {

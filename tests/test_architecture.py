@@ -51,18 +51,19 @@ LAYERS = """
     isolation  fingerprint                                  how a baseline comes back, what one is made of
     steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it
+    contact                                                 our connections to a server, and whether it answers
     engines.docker  engines.local  engines.external         where a server can run
     engines.images  engines.registry                        kept templates as images, here and elsewhere
     engines.container                                       one container
     engines.memory                                          what a killed server leaves
     engines                                                 what all engines have in common
     engines.archive  engines.binaries  engines.daemon  engines.kernel  engines.ready  engines.supervised
-    engines.topology
+    engines.topology  engines.condition
     run                                                     what the processes of a run agree on
     lease                                                   who is alive
     places  sources                                         our folders; where settings are written
     parcel                                                  a template as a file for elsewhere
-    settings  shell  command  libpq  pools  scram  tuning   values, and other programs' ways
+    settings  shell  command  libpq  pools  scram  tuning  bounded  locks   values, and other programs' ways
     masking                                                 passwords out of what pytest shows
     errors
 """

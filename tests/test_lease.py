@@ -209,8 +209,8 @@ def test_waiting_for_a_remover_ends_with_a_reason(folder: Path, monkeypatch: pyt
     with lease.if_nobody_holds(folder), pytest.raises(NotReadyError) as caught:
         lease.hold(folder)
     assert str(caught.value) == (
-        f"pgsandbox: the lease on {folder} could not be had within 0.05s\n"
-        "  why: another process has been removing that folder all the while\n"
+        f"pgsandbox: the lease on {folder} could not be had within 0.05s, while another process is removing it\n"
+        f"  why: process {os.getpid()} ({Path('/proc/self/comm').read_text().strip()}) holds the lock\n"
         "  hint: look for a stopped pgsandbox.supervisor process"
     )
 

@@ -245,11 +245,12 @@ def test_a_lock_is_free_as_soon_as_its_holder_is_killed() -> None:
 
 def test_a_lock_that_can_not_be_had_names_what_is_waited_for() -> None:
     run = Run("one")
-    with child(LOCK, "one"), pytest.raises(NotReadyError) as caught, run.lock("template", timeout=0.2):
+    with child(LOCK, "one") as holder, pytest.raises(NotReadyError) as caught, run.lock("template", timeout=0.2):
         pass
+    name = Path(sys.executable).name[:15]
     assert str(caught.value) == (
         "pgsandbox: waited 0.2s for another process of this run that is working on: template\n"
-        "  why: it is alive, but has not finished\n"
+        f"  why: process {holder.pid} ({name}) holds the lock\n"
         "  hint: raise the setting timeout if the work is known to take longer"
     )
     run.leave()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 from pgsandbox.errors import EngineError, PgsandboxError
 
 if TYPE_CHECKING:
+    from pgsandbox.engines.condition import Condition
     from pgsandbox.engines.supervised import Handle
     from pgsandbox.settings import Settings
 
@@ -180,6 +181,10 @@ class Engine(Protocol):
         """The last `lines` lines of the server's log."""
         ...
 
+    def condition(self, running: Running) -> Condition:
+        """How the server is doing, seen from outside, when it does not answer. Takes seconds at most, never raises."""
+        ...
+
 
 class Ward(Protocol):
     """What one supervisor looks after, seen from inside the supervisor's process."""
@@ -194,6 +199,10 @@ class Ward(Protocol):
 
     def alive(self) -> bool:
         """Whether there is still something to look after."""
+        ...
+
+    def last_word(self) -> str:
+        """Why there is nothing to look after any more, and the server's own last lines. Asked once it is not alive."""
         ...
 
     def bake(self, to: Path, layout: Layout) -> dict[str, Any]:

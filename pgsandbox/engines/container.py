@@ -5,15 +5,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import queue
+import re
 import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox import places, scram
 from pgsandbox.engines import WAL_SEGMENT, Choice, Order, Seeding
+from pgsandbox.engines.condition import Condition, exit_in_words, over
 from pgsandbox.errors import EngineError, NotReadyError, PgsandboxError, SeedError, ServerError
 from pgsandbox.run import write_record
 
@@ -84,6 +88,32 @@ def create_only(client: docker.DockerClient, image: str, *, name: str, order: Or
     return container
 
 
+def run(client: docker.DockerClient, container: str, command: list[str], *, timeout: float) -> str:
+    """What `command` prints in a container that runs. Raises NotReadyError after `timeout` seconds, APIError."""
+    started = client.api.exec_create(container, command)["Id"]
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            answers.put(client.api.exec_start(started))
+        except Exception as problem:
+            answers.put(problem)
+
+    # Docker's client waits for the end of what it hears without a deadline.
+    threading.Thread(target=listen, name="pgsandbox-exec", daemon=True).start()
+    try:
+        said = answers.get(timeout=timeout)
+    except queue.Empty:
+        raise NotReadyError(
+            f"a command in the container was not done within {timeout:g}s",
+            why=f"it was: {' '.join(command)[:80].splitlines()[0]}",
+            hint="was the container paused? Else raise the setting timeout",
+        ) from None
+    if isinstance(said, Exception):
+        raise said
+    return str(said.decode("utf-8", errors="replace"))
+
+
 def remove(client: docker.DockerClient, container: str) -> None:
     """Remove the container and its volumes, and wait until it is gone; harmless when it is gone already."""
     import docker
@@ -97,6 +127,43 @@ def remove(client: docker.DockerClient, container: str) -> None:
             if problem.status_code != 409:  # 409: its removal is in progress
                 raise
         time.sleep(0.05)
+
+
+def condition(client: docker.DockerClient, id_: str, name: str) -> Condition:
+    """How a container is doing that was started once. One that has ended is gone; the daemon remembers it for a while.
+
+    Raises APIError.
+    """
+    import docker
+
+    try:
+        state = client.api.inspect_container(id_)["State"]
+    except docker.errors.NotFound:
+        return over(f"the container {name} {_end_of(client, id_)}")
+    if state["Status"] == "paused":
+        hint = f"let it go on with `docker unpause {name}`, or run again"
+        return Condition(is_halted=True, why=f"the container {name} is paused", hint=hint)
+    if state["Running"]:
+        return Condition(why=f"the container {name} runs")
+    return over(f"the container {name} {_how(state['ExitCode'], is_oom=state.get('OOMKilled', False))}")
+
+
+def _end_of(client: docker.DockerClient, id_: str) -> str:
+    """How a container that is gone ended, as far as the daemon remembers."""
+    # Up to now by the daemon's own clock: it would wait for what is to come.
+    now = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", client.api.info()["SystemTime"]))
+    code, is_oom = None, False
+    until: Any = f"{now.timestamp():.6f}"
+    with contextlib.closing(client.api.events(since=1, until=until, filters={"container": id_}, decode=True)) as events:
+        for event in events:
+            is_oom = is_oom or event.get("Action") == "oom"
+            if event.get("Action") == "die":
+                code = int(event["Actor"]["Attributes"].get("exitCode", 0))
+    return "has gone: somebody removed it, or the daemon was restarted" if code is None else _how(code, is_oom=is_oom)
+
+
+def _how(code: int, *, is_oom: bool) -> str:
+    return exit_in_words(code) + (", out of memory" if is_oom else "")
 
 
 def is_server(found: dict[str, Any], token: str) -> bool:

@@ -1,22 +1,29 @@
-"""The daemon: Docker's, or Podman in its stead; which one answers, and whether it has the image."""
+"""The daemon, Docker's or Podman in its stead: which one answers, how long that may take, whether it has the image."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.errors import EngineError, first_line
+from pgsandbox.errors import EngineError, NotReadyError, first_line
 
 if TYPE_CHECKING:
     import docker
 
     from pgsandbox.engines import Progress
 
-_API_TIMEOUT = 60
-_PROBE_TIMEOUT = 10
+_API_TIMEOUT = 60.0
+"""Seconds for one call, and for silence in the middle of a pull."""
+
+_PROBE_TIMEOUT = 10.0
+"""Seconds until a daemon that does not answer is none."""
 
 
 DOCKER = "/var/run/docker.sock"
@@ -25,10 +32,14 @@ DOCKER = "/var/run/docker.sock"
 _MACHINES_PODMAN = "/run/podman/podman.sock"
 
 
-def connect(host: str | None = None) -> docker.DockerClient:
+def connect(
+    host: str | None = None, *, timeout: float | None = None, probe: float = _PROBE_TIMEOUT
+) -> docker.DockerClient:
     """A client of the daemon that Docker's own would use: host, context, TLS and credentials are resolved alike.
 
-    Where that finds nobody, of the Podman that `podman_instead` found, or of `host`, which it found before. Raises
+    Where that finds nobody, of the Podman that `podman_instead` found, or of `host`, which it found before. With
+    `timeout` all that is asked of it has so many seconds together, up to a pull. Its calls raise NotReadyError when
+    that is over, EngineError when the daemon goes away. One that does not answer at all within `probe` seconds is none:
     EngineError with the addresses that were tried.
     """
     if not _is_configured():
@@ -48,18 +59,21 @@ def connect(host: str | None = None) -> docker.DockerClient:
     podman, named = host or podman_instead(), get_docker_host()
     address = podman or named or f"unix://{DOCKER}"
     client = None
+    patience = _Patience(address, timeout)
+    probe = min(probe, patience.left)
     try:
-        _probe(address)
+        _probe(address, probe)
         if podman is not None:
-            client = docker.DockerClient(base_url=podman, timeout=_PROBE_TIMEOUT)
+            client = docker.DockerClient(base_url=podman, timeout=math.ceil(probe))
         else:
-            client = DockerClient(timeout=_PROBE_TIMEOUT).client
+            client = DockerClient(timeout=probe).client
         client.ping()
-        client.api.timeout = _API_TIMEOUT
+        client.api.timeout = int(_API_TIMEOUT)
+        client.api.send = patience.watch(client.api.send)  # type: ignore[method-assign]
     except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
-        raise _no_answer(address, problem, is_named=(podman or named) is not None) from problem
+        raise _no_answer(address, problem, probe, is_named=(podman or named) is not None) from problem
     finally:
         if before is None:  # that client exports what it finds; the user's environment is not ours to change
             os.environ.pop("DOCKER_HOST", None)
@@ -87,6 +101,56 @@ def nature(client: docker.DockerClient) -> str:
     )
 
 
+class _Patience:
+    """How long calls of the daemon at `address` may take: with `timeout` together, else each for itself."""
+
+    def __init__(self, address: str, timeout: float | None) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    @property
+    def left(self) -> float:
+        """Seconds that the next call has."""
+        return _API_TIMEOUT if self._deadline is None else max(0.001, self._deadline - time.monotonic())
+
+    def watch(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        """`send` of a session of requests, which all calls go through, with what it raises put into words."""
+        import requests
+
+        def send_in_time(request: Any, **more: Any) -> Any:
+            if re.search(r"/images/(create|.*/push)(\?|$)", request.path_url):
+                self._deadline = None  # a pull takes as long as it takes, and its start is not its end
+            more["timeout"] = min(more.get("timeout") or _API_TIMEOUT, self.left)
+            try:
+                return send(request, **more)
+            except requests.exceptions.Timeout as problem:
+                raise self._too_slow(request) from problem
+            except requests.exceptions.ConnectionError as problem:
+                raise EngineError(
+                    "docker: the engine went away in the middle of a call",
+                    why=f"{_call(request)}: {_reason(problem)}",
+                    looked_at=(self._address,),
+                    hint="was it restarted? Run again",
+                ) from problem
+
+        return send_in_time
+
+    def _too_slow(self, request: Any) -> NotReadyError:
+        within = f"{self._timeout:g}s" if self._deadline is not None else f"{_API_TIMEOUT:g}s"
+        return NotReadyError(
+            f"docker: the engine was not done within {within}",
+            why=f"it has not answered yet: {_call(request)}",
+            looked_at=(self._address,),
+            hint="is it, or its disk, busy? Look how long `docker version` takes, or raise the setting timeout",
+        )
+
+
+def _call(request: Any) -> str:
+    """What a request asks for, without the version and what it says in particular: `POST /containers/create`."""
+    return f"{request.method} {re.sub(r'^/v[0-9.]+', '', request.path_url).partition('?')[0]}"
+
+
 def image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
     """The image `name` as the daemon describes it, pulled if need be. Raises EngineError."""
     import docker
@@ -111,22 +175,22 @@ def image(client: docker.DockerClient, name: str, progress: Progress) -> Any:
         raise _not_pulled(name, getattr(problem, "explanation", None) or str(problem)) from problem
 
 
-def _probe(address: str) -> None:
+def _probe(address: str, timeout: float) -> None:
     """Raise OSError where nobody listens: sooner than Docker's client would, which leaves its sockets open, too."""
     from urllib.parse import urlsplit
 
     where = urlsplit(address)
     if where.scheme in ("unix", "http+unix"):
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
-            probe.settimeout(_PROBE_TIMEOUT)
+            probe.settimeout(timeout)
             probe.connect(where.path)
     elif where.scheme in ("tcp", "http", "https") and where.hostname and where.port:
-        socket.create_connection((where.hostname, where.port), timeout=_PROBE_TIMEOUT).close()
+        socket.create_connection((where.hostname, where.port), timeout=timeout).close()
 
 
 def _answers(path: str) -> bool:
     with contextlib.suppress(OSError):
-        _probe(f"unix://{path}")
+        _probe(f"unix://{path}", _PROBE_TIMEOUT)
         return True
     return False
 
@@ -152,7 +216,7 @@ def _is_configured() -> bool:
     return False
 
 
-def _no_answer(address: str, problem: Exception, *, is_named: bool) -> EngineError:
+def _no_answer(address: str, problem: Exception, timeout: float, *, is_named: bool) -> EngineError:
     """Why nobody answers at `address`; where nobody named it, there is none of the Podman sockets that answers, too."""
     said = str(problem)
     looked_at = (address, *(() if is_named else (f"unix://{path}" for path in _podman_sockets())))
@@ -163,14 +227,25 @@ def _no_answer(address: str, problem: Exception, *, is_named: bool) -> EngineErr
             looked_at=looked_at,
             hint="add the user to the group `docker` and log in again, or set DOCKER_HOST to a rootless engine",
         )
-    reasons = {"refused": "connection refused", "No such file": "no such file", "timed out": "no answer in time"}
-    why = next((why for sign, why in reasons.items() if sign in said), said.splitlines()[0])
+    why = f"no answer within {timeout:g}s" if "timed out" in said else _reason(problem)
     return EngineError(
         "docker: no engine answers",
         why=why,
         looked_at=looked_at,
         hint=f"start Docker{'' if is_named else ' or Podman'}, or use --pgsandbox-engine=local",
     )
+
+
+def _reason(problem: Exception) -> str:
+    """The system's own words in what an HTTP library makes of them."""
+    reasons = {
+        "refused": "connection refused",
+        "No such file": "no such file",
+        "reset": "connection reset",
+        "Remote end closed": "connection closed",
+        "Connection aborted": "connection closed",
+    }
+    return next((why for sign, why in reasons.items() if sign in str(problem)), first_line(problem))
 
 
 def _has_tag(name: str) -> bool:

@@ -24,9 +24,10 @@ from pgsandbox.engines import (
     registry,
     supervised,
 )
+from pgsandbox.engines.condition import Condition, last_word, over
 from pgsandbox.engines.container import LABEL_OWNER, LABEL_SERVER
 from pgsandbox.engines.topology import Topology, topology
-from pgsandbox.errors import EngineError, PgsandboxError, ServerError
+from pgsandbox.errors import EngineError, NotReadyError, PgsandboxError, ServerError, first_line
 from pgsandbox.run import all_runs, read_record, write_record
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _SET_GRANT = f'echo "$1" >{_GRANT}.new && mv {_GRANT}.new {_GRANT}'
 _IN_FLIGHT = 2.0
 _COPYING = 60.0
+_STOP_TIMEOUT = 60.0
+_ASK = 5.0
+"""Seconds for what is only asked to say more in an error."""
 
 
 class DockerEngine:
@@ -52,9 +56,7 @@ class DockerEngine:
         """The image that would be started, pulled if need be. Raises EngineError."""
         wanted = settings.version or container.DEFAULT_MAJOR
         name = settings.image.replace("{version}", str(wanted))
-        with contextlib.closing(daemon.connect()) as client:
-            image = daemon.image(client, name, progress)
-            nature = daemon.nature(client)
+        image, nature = _image(name, settings.timeout, progress)
         config = image.attrs["Config"]
         environ = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
         command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
@@ -90,7 +92,8 @@ class DockerEngine:
         spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{images.SEEDS}:{order.token}"}
         spec["host"] = daemon.podman_instead()  # where Docker may be started meanwhile, and be asked in vain
         with contextlib.ExitStack() as stack:
-            client = stack.enter_context(contextlib.closing(daemon.connect()))
+            deadline = time.monotonic() + order.timeout
+            client = stack.enter_context(contextlib.closing(daemon.connect(timeout=order.timeout)))
             where = topology(client)
             spec["beside"] = where.network is not None
             stack.callback(supervised.start_for(order, spec).detach)
@@ -109,7 +112,8 @@ class DockerEngine:
                 port=port,
                 user="postgres",
                 password=password,
-                timeout=order.timeout,
+                timeout=deadline - time.monotonic(),
+                within=order.timeout,
                 died=lambda: container.died(output, choice, f"{host}:{port}"),
                 last_words=lambda: output.tail(5),
             )
@@ -138,11 +142,9 @@ class DockerEngine:
         labels = images.labels_of_kept(folder, note) if is_kept else {}
         with contextlib.closing(daemon.connect()) as client:
             id_ = running.detail["container"]
-            done = client.api.exec_start(client.api.exec_create(id_, _stop(running.detail["layout"]))["Id"])
-            if b"clean" not in done:
-                raise ServerError(
-                    "the server that holds the template did not stop cleanly", why=done.decode(errors="replace")
-                )
+            done = container.run(client, id_, _stop(running.detail["layout"]), timeout=max(timeout, _STOP_TIMEOUT))
+            if "clean" not in done:
+                raise ServerError("the server that holds the template did not stop cleanly", why=done)
             tag = _commit(client, id_, Path(running.folder), labels)
             size = images.size_on(client, tag, running.what)
             container.remove(client, id_)
@@ -226,12 +228,23 @@ class DockerEngine:
                 raise ServerError("the container's log can't be read", why=problem.explanation) from problem
         return str(said.decode("utf-8", errors="replace")).rstrip()
 
+    def condition(self, running: Running) -> Condition:
+        """What its supervisor or the daemon says of it."""
+        said = last_word(Path(running.folder))
+        if said is not None:
+            return over(said)
+        try:
+            with contextlib.closing(daemon.connect(timeout=_ASK)) as client:
+                return container.condition(client, running.detail["container"], running.detail["name"])
+        except Exception as problem:
+            return Condition(why=first_line(getattr(problem, "message", None) or problem))
+
     def grant(self, running: Running, seconds: float) -> None:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
         supervised.grant(Path(running.folder), seconds)
         command = ["sh", "-c", _SET_GRANT, "grant", str(int(seconds))]
         with contextlib.closing(daemon.connect()) as client:
-            client.api.exec_start(client.api.exec_create(running.detail["container"], command)["Id"])
+            container.run(client, running.detail["container"], command, timeout=_STOP_TIMEOUT)
 
 
 _STOP = f"""\
@@ -287,6 +300,15 @@ def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[s
         yield container.create_only(client, image, name=name, order=order)
     finally:
         supervised.end(order.folder, timeout=order.timeout)
+
+
+def _image(name: str, timeout: float, progress: Progress) -> tuple[Any, str]:
+    """The image, and what has it if that is not Docker."""
+    try:
+        with contextlib.closing(daemon.connect(timeout=timeout)) as client:
+            return daemon.image(client, name, progress), daemon.nature(client)
+    except NotReadyError as problem:  # where another engine may serve, it is asked
+        raise EngineError(problem.message, why=problem.why, looked_at=problem.looked_at, hint=problem.hint) from problem
 
 
 def _content(image: dict[str, Any]) -> str:
@@ -345,6 +367,10 @@ class DockerWard:
     def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Never asked for: baking is a matter between the starter and the daemon."""
         raise ServerError("a container is baked by its starter")
+
+    def last_word(self) -> str:
+        """That it ended: a container of its own time is not looked at more closely."""
+        return "its container ended"
 
     def connected(self) -> bool:
         """True: a container watches its own connections, and ends itself."""
@@ -406,7 +432,7 @@ class DockerWard:
 
     def _docker(self) -> docker.DockerClient:
         if self._client is None:
-            self._client = daemon.connect(self._host)
+            self._client = daemon.connect(self._host, probe=_STOP_TIMEOUT)  # nobody waits for us
         return self._client
 
 

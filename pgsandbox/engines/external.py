@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox.engines import Choice, Layout, Order, Progress, Running, ready, supervised
+from pgsandbox.engines.condition import Condition
 from pgsandbox.errors import EngineError, PgsandboxError, ServerError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pgsandbox.settings import Settings
 
 _CONNECT_TIMEOUT = 10
+_ANSWER_TIMEOUT = 60.0
 
 
 class ExternalEngine:
@@ -101,6 +103,10 @@ class ExternalEngine:
         """Raises ServerError: the log belongs to the server's owner."""
         raise ServerError(f"the log of {running.what} is not ours to read")
 
+    def condition(self, running: Running) -> Condition:
+        """Unknown: nothing but itself tells of somebody's server."""
+        return Condition()
+
 
 class ExternalWard:
     """What one run has created in somebody's server."""
@@ -118,6 +124,10 @@ class ExternalWard:
     def alive(self) -> bool:
         """True: the server is not ours to watch."""
         return True
+
+    def last_word(self) -> str:
+        """Never asked for."""
+        return ""
 
     def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Never asked for."""
@@ -155,8 +165,15 @@ class ExternalWard:
 def _connect(url: str) -> psycopg.Connection[Any]:
     import psycopg
 
+    from pgsandbox.bounded import BoundedConnection
+
+    def give_up(connection: BoundedConnection, waited: float) -> float:
+        if waited > _ANSWER_TIMEOUT:
+            raise ServerError(f"the server behind url was not done within {waited:.0f}s with {connection.asked}")
+        return 1.0
+
     try:
-        return psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT, application_name="pgsandbox")
+        return BoundedConnection.open(url, ask=give_up, connect_timeout=_CONNECT_TIMEOUT, application_name="pgsandbox")
     except psycopg.OperationalError as problem:
         raise _refused(url, problem) from problem
     except psycopg.ProgrammingError as problem:

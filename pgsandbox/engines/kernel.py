@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _PROGRAMS = ("postgres\n", "initdb\n")
+_PS = 10.0
 
 
 def libc() -> Any:
@@ -28,12 +29,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End a postmaster of our own at once, and wait until it is gone."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGQUIT)  # immediate shutdown: manual, chapter 18.5
+        for pid in stopped(process.pid):
+            os.kill(pid, signal.SIGCONT)  # who is stopped hears nothing but SIGKILL
     try:
         process.wait(3)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(3)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel itself is at work for it
+            process.wait(3)
 
 
 def end_remains(data: Path) -> None:
@@ -79,6 +83,37 @@ def end_leftover(data: Path) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
+def postmaster(data: Path) -> int | None:
+    """The pid of the postmaster whose data folder is `data`; None if it is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pid = int((data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+        if _works_in(pid, data):
+            return pid
+    return None
+
+
+def stopped(postmaster: int) -> list[int]:
+    """The pids of a postmaster and its children that somebody has stopped (SIGSTOP)."""
+    return sorted(pid for pid, parent, state in _processes() if postmaster in (pid, parent) and state == "T")
+
+
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """Pid, parent and state of every process."""
+    if sys.platform.startswith("linux"):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, IndexError, ValueError):
+                    state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                    yield int(entry.name), int(parent), state.upper()
+        return
+    said = subprocess.run(
+        ["/bin/ps", "-A", "-o", "pid=,ppid=,state="], capture_output=True, text=True, check=False, timeout=_PS
+    )
+    for line in said.stdout.splitlines():
+        pid, parent, state = line.split()
+        yield int(pid), int(parent), state[0]
+
+
 def is_connected(postmaster: int, data: Path, port: int) -> bool:
     """Whether the kernel knows an established connection to the server, over TCP or its unix socket in `data`."""
     if sys.platform.startswith("linux"):
@@ -106,7 +141,9 @@ def _established_unix(path: str) -> bool:
 
 def _backends(postmaster: int) -> bool:
     """Whether the postmaster has a child that serves a client; its title names user, database and peer."""
-    said = subprocess.run(["/bin/ps", "-A", "-o", "ppid=,command="], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["/bin/ps", "-A", "-o", "ppid=,command="], capture_output=True, text=True, check=False, timeout=_PS
+    )
     children = (line.split(None, 1) for line in said.stdout.splitlines())
     return any(
         len(child) == 2 and child[0] == str(postmaster) and ("[local]" in child[1] or "127.0.0.1(" in child[1])
@@ -120,5 +157,7 @@ def _works_in(pid: int, data: Path) -> bool:
         with contextlib.suppress(OSError):
             return Path(f"/proc/{pid}/cwd").readlink() == data
         return False
-    said = subprocess.run(["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["/bin/ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False, timeout=_PS
+    )
     return str(data) in said.stdout

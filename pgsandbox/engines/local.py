@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox import places
+from pgsandbox import lease, places
 from pgsandbox.engines import WAL_SEGMENT, Choice, Layout, Order, Progress, Running, archive, kernel, memory, supervised
+from pgsandbox.engines.condition import Condition, exit_in_words, last_word, over
 from pgsandbox.errors import EngineError, NotReadyError, ServerError
 from pgsandbox.run import entries
 
@@ -32,6 +33,9 @@ _PORTS = range(20000, 32000)
 
 _PORT_ATTEMPTS = 20
 _STOP_TIMEOUT = 30.0
+_LAST_WORD = 1.0
+"""Seconds in which a supervisor notices the end of its server, and says why."""
+
 _SOCKET_PATH_MAX = 103
 """The shortest limit of a unix socket's path among our platforms (macOS)."""
 
@@ -134,6 +138,24 @@ class LocalEngine:
         """The last `lines` lines of the server's log."""
         return _tail(Path(running.folder) / _LOG, lines)
 
+    def condition(self, running: Running) -> Condition:
+        """What its supervisor said of its end, or the kernel says of its processes."""
+        folder = Path(running.folder)
+        assert running.socket is not None
+        deadline = time.monotonic() + _LAST_WORD
+        while (pid := kernel.postmaster(Path(running.socket))) is None:
+            if (said := last_word(folder)) is not None:
+                return over(said)
+            if not lease.is_supervised(folder) or time.monotonic() > deadline:
+                return over("its processes are gone, and so is the one that looked after it")
+            time.sleep(0.01)
+        stopped = kernel.stopped(pid)
+        if not stopped:
+            return Condition(why=f"postgres (process {pid}) runs")
+        numbers = " ".join(map(str, stopped))
+        hint = f"let it go on with `kill -CONT {numbers}`, or run again"
+        return Condition(is_halted=True, why=f"postgres is stopped, by SIGSTOP: {numbers}", hint=hint)
+
 
 class LocalWard:
     """One postgres and its data folder, as its supervisor looks after them."""
@@ -187,6 +209,14 @@ class LocalWard:
         """Whether the server's process runs."""
         return self._is_baked or (self._process is not None and self._process.poll() is None)
 
+    def last_word(self) -> str:
+        """How postgres ended, and the end of its log."""
+        code = self._process.returncode if self._process is not None else None
+        how = "ended" if code is None else exit_in_words(code)
+        # What each session says of that is neither why, nor new.
+        lines = [line for line in _tail(self._folder / _LOG, 50).splitlines() if "terminating connection" not in line]
+        return "\n".join([f"postgres {how}", *lines[-3:]])
+
     def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
         """Stop the server and pack its data folder into the file `to`; the folder stays until `remove`."""
         assert self._process is not None
@@ -203,7 +233,11 @@ class LocalWard:
     def _needless_wal(self) -> list[str]:
         """WAL files that a stopped cluster does not need: all but the one that its last checkpoint is in."""
         said = subprocess.run(
-            [self._binaries / "pg_controldata", self._data], capture_output=True, text=True, check=False
+            [self._binaries / "pg_controldata", self._data],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_STOP_TIMEOUT,
         ).stdout
         needed = re.search(r"REDO WAL file:\s+([0-9A-F]{24})", said)
         if needed is None:

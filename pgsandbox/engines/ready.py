@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from pgsandbox import libpq, scram
+from pgsandbox.bounded import BoundedConnection
 from pgsandbox.errors import NotReadyError, PgsandboxError, first_line
 
 _PAUSE = 0.02
@@ -21,25 +22,34 @@ def wait_and_rekey(
     user: str,
     password: str,
     timeout: float,
+    within: float,
     died: Callable[[], PgsandboxError | None],
     last_words: Callable[[], str],
 ) -> tuple[str, str]:
     """Wait until `user` can run a query, then give it a password that only we know; that, and the version (`15.18`).
 
-    Raises what `died` returns as soon as that is an error, NotReadyError with the last reason after `timeout` seconds.
+    Raises what `died` returns as soon as that is an error, NotReadyError with the last reason after `timeout` seconds,
+    which are what is left of `within`.
     """
     deadline = time.monotonic() + timeout
     reason = "it was never asked"
+
+    def give_up(connection: BoundedConnection, _waited: float) -> float:
+        if time.monotonic() > deadline:
+            raise _not_ready(f"it did not answer to {connection.asked}", host, port, within, last_words())
+        return 0.0
+
     while time.monotonic() < deadline:
         try:
-            with psycopg.connect(
+            with BoundedConnection.open(
+                "",
+                ask=give_up,
                 host=host,
                 port=port,
                 user=user,
                 password=password,
                 dbname="postgres",
                 connect_timeout=2,
-                autocommit=True,
                 **libpq.PLAIN,
             ) as connection:
                 fresh = scram.new_password()
@@ -51,9 +61,13 @@ def wait_and_rekey(
         if (error := died()) is not None:
             raise error
         time.sleep(_PAUSE)
-    raise NotReadyError(
-        f"PostgreSQL was not ready within {timeout:g}s",
-        why="\n".join(filter(None, [reason, last_words()])),
+    raise _not_ready(reason, host, port, within, last_words())
+
+
+def _not_ready(reason: str, host: str, port: int, within: float, last_words: str) -> NotReadyError:
+    return NotReadyError(
+        f"PostgreSQL was not ready within {within:g}s",
+        why="\n".join(filter(None, [reason, last_words])),
         looked_at=(f"{host}:{port}",),
         hint="raise the setting timeout on a slow machine",
     )

@@ -36,6 +36,9 @@ PID = "supervisor.json"
 SPEC = "spec.json"
 """The file in a server's folder that says what its supervisor looks after, for a sweep should that die."""
 
+_END_TIMEOUT = 5.0
+_RAISE = "raise the setting timeout on a slow machine"
+
 _BOOT = """\
 import sys
 sys.path[:] = {path!r}
@@ -65,9 +68,7 @@ class Handle:
                 break
             chunk = os.read(stdout.fileno(), 65536)
             if not chunk:
-                raise ServerError(
-                    "the supervisor of the server ended unexpectedly", why=f"exit code {self._process.wait()}"
-                )
+                raise self._ended()
             *lines, pending = (pending + chunk).split(b"\n")
             for line in lines:
                 report: dict[str, Any] = json.loads(line)
@@ -76,9 +77,7 @@ class Handle:
                 if report["event"] == event:
                     return report
                 on(report["event"])
-        raise NotReadyError(
-            f"PostgreSQL was not ready within {timeout:g}s", hint="raise the setting timeout on a slow machine"
-        )
+        raise NotReadyError(f"PostgreSQL was not ready within {timeout:g}s", hint=_RAISE)
 
     def tell(self, what: Any) -> None:
         """Write a line to it. Raises ServerError when it is gone."""
@@ -87,9 +86,14 @@ class Handle:
             self._process.stdin.write(json.dumps(what).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as problem:
-            raise ServerError(
-                "the supervisor of the server ended unexpectedly", why=f"exit code {self._process.wait()}"
-            ) from problem
+            raise self._ended() from problem
+
+    def _ended(self) -> ServerError:
+        code: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(_END_TIMEOUT)
+        why = f"exit code {code}" if code is not None else "it hung up, and is still there"
+        return ServerError("the supervisor of the server ended unexpectedly", why=why)
 
     def detach(self) -> None:
         """Leave it to itself: it outlives this process and this object. Harmless when repeated."""
@@ -162,17 +166,27 @@ def end(*folders: Path, timeout: float, removed: bool = True) -> list[Path]:
     return alive
 
 
+def not_ended(what: str, folder: Path, timeout: float) -> ServerError:
+    """The error for a server that its supervisor has not ended, which says who that is."""
+    who = lease.supervisor_of(folder)
+    why = f": {who}" if who else ""
+    return ServerError(f"{what} did not end within {timeout:g}s{why}", hint="try `pgsandbox prune`")
+
+
 def bake(folder: Path, to: Path, *, layout: Layout, timeout: float) -> dict[str, Any]:
     """Have the supervisor of `folder` stop its server cleanly and pack the data into the file `to`; its checksum.
 
-    Raises PlaceError when the file can't be written, ServerError.
+    Raises PlaceError when the file can't be written, ServerError, NotReadyError.
     """
     write_record(folder / BAKE, {"to": str(to), "layout": layout})
     _signal(folder, signal.SIGUSR1)
     deadline = time.monotonic() + timeout
     while (record := read_record(folder / BAKED)) is None:
-        if not lease.is_supervised(folder) or time.monotonic() > deadline:
+        if not lease.is_supervised(folder):
             raise ServerError("the server that holds the template did not stop cleanly")
+        if time.monotonic() > deadline:
+            who = lease.supervisor_of(folder)
+            raise NotReadyError(f"the template was not packed within {timeout:g}s", why=who, hint=_RAISE)
         time.sleep(0.005)
     if "error" in record:
         raise PgsandboxError.from_record(record["error"])

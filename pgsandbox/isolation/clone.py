@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from pgsandbox import pools
+from pgsandbox.errors import ServerError
 from pgsandbox.isolation.reset import wal
 from pgsandbox.server import limit_with_ours
 
 if TYPE_CHECKING:
     from pgsandbox.server import Server
     from pgsandbox.template import Facts
+
+
+_UNLOGGED = (
+    "SELECT oid::regclass::text FROM pg_class WHERE relpersistence = 'u' AND relkind IN ('r', 'm', 'S') ORDER BY 1"
+)
 
 
 class CloneIsolation:
@@ -41,8 +47,7 @@ class CloneIsolation:
     def create(self) -> None:
         """Make the database for the first time."""
         if self._server.take_spare(self._name, limit=limit_with_ours(self._budget)):
-            self._facts.apply(self._server, self._name, self._login)
-            self._written = self._position()
+            self._finish(self._template)
         else:
             self._clone(self.baseline)
 
@@ -126,8 +131,25 @@ class CloneIsolation:
 
     def _clone(self, source: str) -> None:
         self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))
+        self._finish(source)
+
+    def _finish(self, source: str) -> None:
+        """Give a copy of `source` what its files do not bring. Raises ServerError where they no longer bring all."""
+        if self._server.has_crashed and (lost := self._lost_in(source)):
+            raise ServerError(
+                "PostgreSQL crashed, and the content of unlogged tables with it: tests can't start from their baseline",
+                why=f"recovery empties them, in the template, too: {', '.join(lost)}",
+                hint="run again; who or what killed one of its processes?",
+            )
         self._facts.apply(self._server, self._name, self._login)
         self._written = self._position()
+
+    def _lost_in(self, source: str) -> list[str]:
+        """What was in `source` before a crash, and is no longer, as far as that can be told."""
+        if source == self._template:
+            return list(self._facts.unlogged)
+        with self._server.inside(self._name) as connection:
+            return [name for (name,) in connection.execute(_UNLOGGED)]
 
     def _position(self) -> int:
         """How far the server's log is written, in bytes."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pgsandbox.template import Facts
 
 _WAITED = "something waited for older snapshots, as a concurrent index build does"
+_UNFINISHED = NotProvenError("the last attempt to make it anew failed")
 _KEPT = 64 << 20
 """Bytes of rows that a moved baseline keeps in this process; what has more becomes a database of its own."""
 
@@ -45,7 +46,8 @@ class ResetIsolation:
         self._name = name
         self._shared = shared
         self._watch = Watch(server, name)
-        self._unwatched: NotProvenError | None = None
+        self._unwatched: NotProvenError | None = _UNFINISHED
+        """Why a reset has to make the database anew; None while it is watched."""
         self._judge = Judge(self._watch, shared)
         self._levels = Levels(server, name, Level(clones.baseline, _by_oid(facts.sequences)))
 
@@ -53,7 +55,7 @@ class ResetIsolation:
         """Make the database for the first time."""
         self._clones.create()
         self._shared.remember()
-        self._begin()
+        self._unwatched = self._begin()
 
     def drop(self) -> None:
         """Drop the database, and what was copied from it."""
@@ -76,19 +78,26 @@ class ResetIsolation:
         except NotProvenError as reason:
             self._make_anew(str(reason))
         except (psycopg.Error, NotReadyError) as problem:
-            self._make_anew(first_line(problem) if self._watch.has_past else _WAITED)
+            self._make_anew(self._in_words(problem))
 
     def remake(self) -> None:
         """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
         self._watch.leave()
-        self._shared.shut()  # else who comes back at once has written before anybody watches
-        self._clones.restore(self._levels.source)
-        self._begin()
-        if above := self._levels.over_source:
-            for level in above:
-                self._apply(level)
-            self._watch.begin_again()
-        self._shared.restore()
+        self._unwatched = _UNFINISHED  # until it is begun: whatever goes wrong before, the next reset starts here again
+        with self._shared.shut():  # else who comes back at once has written before anybody watches
+            self._clones.restore(self._levels.source)
+            unwatched = self._begin()
+            if above := self._levels.over_source:
+                for level in above:
+                    self._apply(level)
+                self._watch.begin_again()
+        self._unwatched = unwatched
+
+    def _in_words(self, problem: Exception) -> str:
+        """Why a reset was given up, of which this is the sign that we have."""
+        if self._server.is_ours and self._server.has_crashed:
+            return "PostgreSQL crashed, and recovered"
+        return first_line(problem) if self._watch.has_past else _WAITED
 
     def _make_anew(self, reason: str) -> None:
         self.made_anew.append(reason)
@@ -145,15 +154,15 @@ class ResetIsolation:
         self._judge.forget(sequence.oid for sequence in cached)
         return values
 
-    def _begin(self) -> None:
-        """Watch over the database from its present state on, where that can be done without leaving a trace in it."""
-        self._unwatched = None
+    def _begin(self) -> NotProvenError | None:
+        """Watch over the database from its present state on, or say why that leaves a trace in it."""
         try:
             self._watch.begin()
             self._judge.begin()
         except NotProvenError as reason:
             self._watch.leave()
-            self._unwatched = reason
+            return reason
+        return None
 
     # Baselines -------------------------------------------------------------------------------------------------------
 
@@ -245,14 +254,15 @@ class ResetIsolation:
 
     def _level_of_its_own(self) -> Level:
         self._watch.leave()
-        self._shared.shut()
-        self._server.disconnect(self._name)
-        with self._server.inside(self._name) as connection:
-            connection.execute("VACUUM")  # lest a later revival lose what points to its row
-            values = sequences.settle(connection)
-        source = self._clones.snapshot()
-        self._begin()
-        self._shared.restore()
+        self._unwatched = _UNFINISHED
+        with self._shared.shut():
+            self._server.disconnect(self._name)
+            with self._server.inside(self._name) as connection:
+                connection.execute("VACUUM")  # lest a later revival lose what points to its row
+                values = sequences.settle(connection)
+            source = self._clones.snapshot()
+            unwatched = self._begin()
+        self._unwatched = unwatched
         return Level(source, _by_oid(values))
 
     def _take_out(self, moved: Level) -> None:
@@ -299,8 +309,8 @@ class ResetIsolation:
 
     def _begin_unknown(self) -> None:
         """Watch over a state that is not the baseline: the next reset has to clone."""
-        self._begin()
-        self._unwatched = self._unwatched or NotProvenError("a snapshot was taken or restored")
+        self._unwatched = _UNFINISHED
+        self._unwatched = self._begin() or NotProvenError("a snapshot was taken or restored")
 
     def forget(self, snapshot: str) -> None:
         """Drop the copy `snapshot`."""

@@ -12,6 +12,7 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pgsandbox.errors import ServerError
 from pgsandbox.isolation.reset import quiet
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ class Past:
                 if mine.execute(_WAITING, [self.pid]).fetchone():
                     mine.execute("SELECT pg_terminate_backend(%s)", [self.pid])
                     break
-            except Exception:  # the server has gone, or is about to: the test will tell
+            except ServerError:  # it has gone: the test will tell; or somebody has paused it, and nobody would
+                self._server.end_if_halted()
+                break
+            except Exception:
                 break
         if mine is not None:
             mine.close()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg import sql
+
+from pgsandbox.errors import PgsandboxError
 
 if TYPE_CHECKING:
     from pgsandbox.server import Server
@@ -63,9 +66,20 @@ class Shared:
         """Whether the rows of the database and its role are not what they were."""
         return bool(self._read() != self._rows)
 
-    def shut(self) -> None:
-        """Let nobody log in until `restore`, not even a superuser."""
+    @contextlib.contextmanager
+    def shut(self) -> Iterator[None]:
+        """For the block let nobody log in, not even a superuser; afterwards `restore`.
+
+        Where the block fails they may again: else whoever looks for the reason finds another one.
+        """
         self._server.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(self._login)))
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(PgsandboxError):
+                self._relogin()
+            raise
+        self.restore()
 
     def restore(self) -> None:
         """Make the login role what it was, after its database was made anew."""
