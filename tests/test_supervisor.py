@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
 import psycopg
 import pytest
 from children import child, eventually, is_gone
@@ -240,6 +241,23 @@ def test_a_container_ends_itself_when_all_who_know_it_are_killed(hold: Hold, run
             os.kill(pid, signal.SIGKILL)
         assert eventually(lambda: not any(line.startswith("container") for line in left_behind(runtime)))
     assert named.prune() == ([f"docker server {server.name}", "run held"], [])
+
+
+@pytest.mark.docker
+def test_an_image_that_the_daemon_goes_on_to_make_for_a_killed_starter_goes(hold: Hold, runtime: Path) -> None:
+    """Made up, since it takes the daemon no time here: while it copies a container it has that paused."""
+    with hold(engine="docker", image=image(15)) as holder, contextlib.closing(docker.from_env()) as client:
+        server = server_of("held")
+        container = f"pgsandbox-{server.name}"
+        write_record(server / "seeded.json", {"is_made": False})
+        client.api.pause(container)
+        holder.kill()
+        holder.wait()
+        assert not eventually(lambda: not client.api.containers(all=True, filters={"name": container}), timeout=3)
+        client.api.commit(container, repository="pgsandbox-seed", tag=server.name)
+        client.api.unpause(container)
+        assert eventually(lambda: not left_behind(runtime))
+        assert client.api.images(name=f"pgsandbox-seed:{server.name}") == []
 
 
 def test_of_two_supervisors_of_a_server_the_second_gives_way(runtime: Path) -> None:

@@ -18,6 +18,7 @@ from children import child, eventually
 from conftest import Target, image, left_behind
 
 from pgsandbox import Sandbox, lease, named, places
+from pgsandbox.cache import Cache
 from pgsandbox.engines import supervised
 from pgsandbox.run import Run, all_runs, folder_of, read_record
 from pgsandbox.sweep import sweep
@@ -101,6 +102,23 @@ def test_prune_removes_what_is_dead_and_nothing_that_lives(settings: dict[str, A
     with being(other_root):
         assert named.prune() == ([f"local server {theirs.name}", "run dead"], [])
     assert not theirs.exists()
+
+
+def test_what_a_dead_builder_had_half_made_for_the_cache_goes_with_its_run(own_cache: Path) -> None:
+    """Not before all of its run are dead, and not what somebody else is just building."""
+    cache = Cache()
+    half, another = cache.prepare() / "0123.tar.4567", cache.folder / "1123.tar"
+    for file in (half, another):
+        file.touch()
+    run = Run("dead")
+    building = run.keeping("local", cache.folder)
+    building.__enter__()  # and never left
+    assert sweep() == ([], [])
+    run.leave()
+    assert (half.exists(), run.folder.exists()) == (True, True)
+    with cache.building("1123", timeout=1):
+        assert sweep() == (["run dead"], [])
+    assert (half.exists(), another.exists()) == (False, True)
 
 
 def test_a_run_whose_supervisor_alone_was_killed_is_left_to_its_holder(settings: dict[str, Any]) -> None:

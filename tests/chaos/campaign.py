@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Campaign:
     over: threading.Event = field(default_factory=threading.Event)
     reports: list[Report] = field(default_factory=list)
     _begun: int = 0
+    _runs: set[ChaosRun] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -70,6 +71,8 @@ class Campaign:
                 pause(0.1)
         finally:
             self.over.set()
+            for run in list(self._runs):
+                run.end()
             for thread in threads:
                 thread.join()
 
@@ -86,6 +89,18 @@ class Campaign:
         while (left := [f"folder {path}" for path in self.runtime.glob("runs/*")]) and time.monotonic() < deadline:
             time.sleep(0.1)
         return left
+
+    @contextlib.contextmanager
+    def run(self, slot: int, name: str, flags: Sequence[str], **more: Any) -> Iterator[ChaosRun]:
+        """A run in the folder `name` of a slot, ended after the block. Raises AssertionError when all is over."""
+        assert not self.over.is_set()
+        found = ChaosRun.start(self.folder / f"slot{slot}" / name, flags, environ=self._environ(slot), **more)
+        self._runs.add(found)
+        try:
+            yield found
+        finally:
+            self._runs.discard(found)
+            found.end()
 
     # One slot ---------------------------------------------------------------------------------------------------------
 
@@ -116,46 +131,30 @@ class Campaign:
 
         Raises LeftError, and AssertionError where a run gets nowhere.
         """
-        start = _Start(self, slot, [*Target(engine, 15).flags, f"--pgsandbox-scope={blow.scope}"], uuid.uuid4().hex)
-        stop_at = "" if blow.moment == AT_RANDOM else blow.moment
-        with start("struck", stop_at=stop_at, is_named=blow.victim != "builder") as run:
+        flags = [*Target(engine, 15).flags, f"--pgsandbox-scope={blow.scope}"]
+        cache, salt = Cache(self.folder / f"cache{slot}" / f"templates-{FORMAT}"), uuid.uuid4().hex
+        stop_at, is_named = "" if blow.moment == AT_RANDOM else blow.moment, blow.victim != "builder"
+        with self.run(slot, "struck", flags, salt=salt, stop_at=stop_at, is_named=is_named) as run:
             if stop_at:
-                run.wait_for(lambda: run.is_at(stop_at) or self.over.is_set())
+                run.wait_for(stop_at)
             else:
                 pause(wait)
-            watch = Watch(self.runtime, [run], cache=start.cache)
+            watch = Watch(self.runtime, [run], cache=cache)
             run.strike(blow.victim, blow.way)
             run.wait()
             seconds = 0.0 if blow.needs_a_next_start else watch.wait_until_clean()
             effect = unexplained(run, blow)
-            with start("next") as again:
+            with self.run(slot, "next", flags, salt=salt) as again:
                 if again.wait() != 0:
                     effect = f"the next run fails: {again.output}"
                 life = time.monotonic() - again.began_at
-                after = Watch(self.runtime, [again, *([run] if blow.needs_a_next_start else [])], cache=start.cache)
-                took = after.wait_until_clean()
-        return seconds or took, life, effect
+                Watch(self.runtime, [again], cache=cache).wait_until_clean()
+                if blow.needs_a_next_start:
+                    seconds = watch.wait_until_clean()
+        return seconds, life, effect
 
     def _environ(self, slot: int) -> dict[str, str]:
         return {"_PGSANDBOX_ROOT": str(self.runtime), "_PGSANDBOX_CACHE": str(self.folder / f"cache{slot}")}
-
-
-class _Start:
-    """Starts the runs of one slot, which have one template."""
-
-    def __init__(self, campaign: Campaign, slot: int, flags: Sequence[str], salt: str) -> None:
-        self._place = campaign.folder / f"slot{slot}"
-        self._flags = flags
-        self._more = {"salt": salt, "environ": campaign._environ(slot)}
-        self.cache = Cache(campaign.folder / f"cache{slot}" / f"templates-{FORMAT}")
-
-    @contextlib.contextmanager
-    def __call__(self, name: str, **more: Any) -> Any:
-        run = ChaosRun.start(self._place / name, self._flags, **self._more, **more)
-        try:
-            yield run
-        finally:
-            run.end()
 
 
 def unexplained(run: ChaosRun, blow: Blow) -> str | None:

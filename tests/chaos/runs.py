@@ -82,7 +82,7 @@ pgsandbox_watch = step.py, salt
 """
 
 
-@dataclass
+@dataclass(eq=False)
 class ChaosRun:
     """A pytest run in a session, a process group and a folder of its own."""
 

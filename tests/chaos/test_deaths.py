@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +15,10 @@ from watch import DEADLINE, Watch
 
 pytestmark = pytest.mark.slow
 LOCAL, DOCKER = Target("local", 15).flags, Target("docker", 15).flags
-ON = pytest.mark.parametrize(
-    ("flags", "scope"),
-    [
-        pytest.param(LOCAL, "session", id="local-session"),
-        pytest.param(LOCAL, "worker", id="local-worker"),
-        pytest.param(DOCKER, "session", id="docker-session", marks=pytest.mark.docker),
-        pytest.param(DOCKER, "worker", id="docker-worker", marks=pytest.mark.docker),
-    ],
+ENGINES = pytest.mark.parametrize(
+    "flags", [pytest.param(LOCAL, id="local"), pytest.param(DOCKER, id="docker", marks=pytest.mark.docker)]
 )
+SCOPES = ("session", "worker")
 
 _MEMORY = Path("/sys/fs/cgroup/memory")
 
@@ -30,44 +26,52 @@ _MEMORY = Path("/sys/fs/cgroup/memory")
 # Workers --------------------------------------------------------------------------------------------------------------
 
 
-@ON
-def test_a_killed_worker_takes_only_what_was_its_own(arena: Arena, runtime: Path, flags: list[str], scope: str) -> None:
-    run = arena.start(flags, scope, stop_at="mid-test")
-    run.wait_for("mid-test", workers=2)
-    before = set(runtime.glob("runs/*/servers/*"))
-    watch = Watch(runtime, [run])
-    [worker] = run.pids_of("worker")
-    run.strike("worker", "kill")
-    if scope == "worker":
-        run.wait_for(lambda: len(before - set(runtime.glob("runs/*/servers/*"))) == 1)
-        assert time.monotonic() - run.struck_at < DEADLINE
-    assert (run.wait(), tally(run)) == (1, {"failed": 1, "passed": 3}), (worker, run.output)
+@ENGINES
+def test_a_killed_worker_takes_only_what_was_its_own(arena: Arena, runtime: Path, flags: list[str]) -> None:
+    runs = [arena.start(flags, scope, stop_at="mid-test") for scope in SCOPES]
+    for run in runs:
+        run.wait_for("mid-test", workers=2)
+    watch = Watch(runtime, runs)
+    before = [set(runtime.glob(f"runs/{run.ids[0]}/servers/*")) for run in runs]
+    for run in runs:
+        run.strike("worker", "kill")
+    own = runs[1]
+    own.wait_for(lambda: len(before[1] - set(runtime.glob("runs/*/servers/*"))) == 1)
+    assert time.monotonic() - own.struck_at < DEADLINE
+    for run in runs:
+        assert (run.wait(), tally(run)) == (1, {"failed": 1, "passed": 3}), run.output
     watch.wait_until_clean()
 
 
-@ON
-def test_when_all_workers_are_killed_others_finish(arena: Arena, runtime: Path, flags: list[str], scope: str) -> None:
-    run = arena.start(flags, scope, stop_at="mid-test")
-    run.wait_for("mid-test", workers=2)
-    watch = Watch(runtime, [run])
-    run.strike("workers", "kill")
-    assert (run.wait(), tally(run)) == (1, {"failed": 2, "passed": 2}), run.output
+@ENGINES
+def test_when_all_workers_are_killed_others_finish(arena: Arena, runtime: Path, flags: list[str]) -> None:
+    runs = [arena.start(flags, scope, stop_at="mid-test") for scope in SCOPES]
+    for run in runs:
+        run.wait_for("mid-test", workers=2)
+    watch = Watch(runtime, runs)
+    for run in runs:
+        run.strike("workers", "kill")
+    for run in runs:
+        assert (run.wait(), tally(run)) == (1, {"failed": 2, "passed": 2}), run.output
     watch.wait_until_clean()
 
 
-@ON
-@pytest.mark.parametrize("moment", ["template", "packing"])
+@ENGINES
 def test_where_a_worker_that_builds_the_template_is_killed_another_takes_over(
-    arena: Arena, runtime: Path, flags: list[str], scope: str, moment: str
+    arena: Arena, runtime: Path, flags: list[str]
 ) -> None:
-    run = arena.start(flags, scope, stop_at=moment, is_named=False, salt=f"{flags}{scope}{moment}{time.time()}")
-    run.wait_for(moment)
-    watch = Watch(runtime, [run])
-    assert set(run.pids_of("builder")) <= set(run.workers())
-    run.strike("builder", "kill")
-    assert (run.wait(), tally(run)) == (1, {"failed": 1, "passed": 3}), run.output
+    """In the middle of its packing, or of the daemon's."""
+    how = {"stop_at": "packing", "is_named": False}
+    runs = [arena.start(flags, scope, salt=f"{flags}{scope}{time.time()}", **how) for scope in SCOPES]
+    watch = Watch(runtime, runs)
+    for run in runs:
+        run.wait_for("packing")
+        assert set(run.pids_of("builder")) <= set(run.workers())
+        watch.note()
+        run.strike("builder", "kill")
+    for run in runs:
+        assert (run.wait(), tally(run)) == (1, {"failed": 1, "passed": 3}), run.output
     watch.wait_until_clean()
-    arena.is_green_afterwards(flags)
 
 
 def test_a_killed_init_step_fails_the_run_in_words(arena: Arena, runtime: Path) -> None:
@@ -83,18 +87,18 @@ def test_a_killed_init_step_fails_the_run_in_words(arena: Arena, runtime: Path) 
 # The supervisors with all they look after -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["template", "bake", "packing", "mid-test"])
-@pytest.mark.parametrize(
-    "flags", [pytest.param(LOCAL, id="local"), pytest.param(DOCKER, id="docker", marks=pytest.mark.docker)]
-)
+@ENGINES
 def test_what_is_left_when_the_supervisors_die_with_all_others_goes_with_the_next_start(
-    arena: Arena, runtime: Path, flags: list[str], moment: str
+    arena: Arena, runtime: Path, flags: list[str]
 ) -> None:
-    run = arena.start(flags, "worker", stop_at=moment, salt=f"{flags}{moment}{time.time()}")
-    run.wait_for(moment)
-    watch = Watch(runtime, [run])
-    run.strike("supervisors", "kill")
-    run.wait()
+    moments = ("template", "packing", "mid-test")
+    runs = [arena.start(flags, "worker", stop_at=moment, salt=f"{flags}{moment}{time.time()}") for moment in moments]
+    watch = Watch(runtime, runs)
+    for run, moment in zip(runs, moments, strict=True):
+        run.wait_for(moment)
+        watch.note()
+        run.strike("supervisors", "kill")
+        run.wait()
     arena.is_green_afterwards(flags, "worker")
     watch.wait_until_clean()
 
@@ -119,20 +123,22 @@ def cgroup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("death", ["exit", "segfault", "oom"])
-def test_a_test_that_ends_its_process_costs_itself(
-    arena: Arena, runtime: Path, cgroup: None, death: str, workers: int
-) -> None:
-    """By os._exit, by a segmentation fault, or by the kernel for want of memory; with workers the others go on."""
-    runs = [arena.start(LOCAL, scope, death=death, workers=workers) for scope in ("session", "worker")]
+DEATHS = {"exit": 3, "segfault": -signal.SIGSEGV, "oom": -signal.SIGKILL}
+"""By os._exit, by a segmentation fault, by the kernel for want of memory: and the exit code of pytest itself."""
+
+
+def test_a_test_that_ends_its_worker_costs_itself(arena: Arena, runtime: Path, cgroup: None) -> None:
+    runs = [arena.start(LOCAL, scope, death=death) for death, scope in zip(DEATHS, ["session", *SCOPES], strict=True)]
     watch = Watch(runtime, runs)
     for run in runs:
-        code = run.wait()
-        if workers:
-            assert (code, tally(run)) == (1, {"failed": 1, "passed": 3}), run.output
-        else:
-            assert code == {"exit": 3, "segfault": -11, "oom": -9}[death], run.output
+        assert (run.wait(), tally(run)) == (1, {"failed": 1, "passed": 3}), run.output
+    watch.wait_until_clean()
+
+
+def test_a_test_that_ends_its_run_leaves_nothing(arena: Arena, runtime: Path, cgroup: None) -> None:
+    runs = [arena.start(LOCAL, "session", death=death, workers=0) for death in DEATHS]
+    watch = Watch(runtime, runs)
+    assert [run.wait() for run in runs] == list(DEATHS.values()), [run.output for run in runs]
     watch.wait_until_clean()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from children import eventually
 from runs import ChaosRun, all_pids, read
 
 from pgsandbox.cache import Cache
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 DEADLINE = 5.0
 """Seconds after the last process of a run has gone until nothing of it may be left."""
+
+
+ORPHANED = 20.0
+"""Seconds after the end of its controller until a worker has ended, too."""
 
 
 class LeftError(AssertionError):
@@ -56,13 +61,13 @@ class Watch:
         return list(self._on_the_machine()) or list(self._in_the_daemon()) or cache_trouble(self._cache, self._client)
 
     def wait_until_clean(self, timeout: float = DEADLINE) -> float:
-        """Fail if anything is left `timeout` seconds after the last process was struck or ended; the seconds it took.
-
-        That is a controller: who is left to himself has to hear of its end first.
-        """
+        """The seconds that it took after the last controller or worker had gone; LeftError if more than `timeout`."""
         for run in self._runs:
             run.wait()
-        begin = max([time.monotonic(), *(run.struck_at for run in self._runs)])
+        # A worker that was just starting, and knows nothing of us yet, is ended by execnet: after 5 s, or 15.
+        if not eventually(lambda: not any(run.workers() for run in self._runs), timeout=ORPHANED):
+            raise LeftError(f"workers live on after {ORPHANED:g}s: {[run.workers() for run in self._runs]}")
+        begin = time.monotonic()
         with contextlib.closing(self):
             while left := self.left():
                 if time.monotonic() - begin > timeout:
