@@ -17,7 +17,7 @@ from pgsandbox import engines, libpq, pools
 from pgsandbox.bounded import BoundedConnection
 from pgsandbox.engines import supervised
 from pgsandbox.engines.condition import leave_word
-from pgsandbox.errors import ServerError, first_line
+from pgsandbox.errors import CutError, ServerError, first_line
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Running
@@ -190,9 +190,8 @@ def translated() -> Iterator[None]:
     except psycopg.errors.DiskFull as problem:
         raise disk_full("the server", problem) from problem
     except psycopg.Error as problem:
-        raise ServerError(
-            "the server was lost, or refused, in the middle of our work", why=first_line(problem)
-        ) from problem
+        kind = CutError if isinstance(problem, psycopg.OperationalError) else ServerError
+        raise kind("the server refused, or was lost, in the middle of our work", why=first_line(problem)) from problem
 
 
 def disk_full(server: str, problem: psycopg.Error) -> ServerError:

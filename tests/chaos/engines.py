@@ -62,9 +62,9 @@ def errors(result: pytest.RunResult) -> list[str]:
 
 
 def troubles(result: pytest.RunResult) -> list[str]:
-    """What the summary says went wrong after the test that did it, in the same way."""
-    found = (line.partition("::test_deed: ") for line in result.outlines if line.startswith("trouble: "))
-    return [plain(said) for _, _, said in found]
+    """What the summary says went wrong after which test, without that test's name: who is first to see it may vary."""
+    found = (re.match(r"trouble: after \S+: (.*)", line) for line in result.outlines)
+    return [plain(line[1]) for line in found if line is not None]
 
 
 def plain(text: str) -> str:
