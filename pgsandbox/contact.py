@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,7 +17,7 @@ from pgsandbox import engines, libpq, pools
 from pgsandbox.bounded import BoundedConnection
 from pgsandbox.engines import supervised
 from pgsandbox.engines.condition import leave_word
-from pgsandbox.errors import ServerError, first_line
+from pgsandbox.errors import CutError, ServerError, first_line
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Running
@@ -37,6 +38,8 @@ _LAG = 2.0
 _IN_RECOVERY = r"the database system is (starting up|in recovery mode|not yet accepting|not accepting)"
 _NO_SLOT = "too many clients already|remaining connection slots"
 _END_TIMEOUT = 10.0
+_ENDED = "run again; if nobody ended it on purpose, did memory run out?"
+_SILENT = "is the machine overloaded? Else look at its log, and run again"
 
 
 class Contact:
@@ -142,10 +145,12 @@ class Contact:
             ) from problem
         condition = self._condition()
         is_slow = isinstance(problem, psycopg.errors.ConnectionTimeout)
+        is_ours = self._running.engine != "external"
+        if is_ours and not (is_slow or condition.is_running or condition.is_halted):
+            condition = replace(condition, is_over=True)  # where nobody listens any more, nobody will again
         why = condition.why if condition.is_over or condition.is_halted else f"{said}\n{condition.why}".strip()
-        # Nobody comes back to where nobody listens any more, but to a server that is not ours.
-        is_final = is_slow or self._running.engine != "external"
-        self._lose(condition, why, is_final=is_final and not condition.is_halted, problem=problem)
+        is_final = (is_slow or is_ours) and not condition.is_halted
+        self._lose(condition, why, is_final=is_final, problem=problem)
 
     def _lose(
         self, condition: Condition, why: str, *, is_final: bool = False, problem: Exception | None = None
@@ -154,7 +159,7 @@ class Contact:
         what = "has ended" if condition.is_over else "does not answer"
         if is_silent and not condition.is_over:
             what = f"has not answered for {self._timeout:g}s"
-        hint = condition.hint or "if it was stopped on purpose, run again; otherwise look at its log"
+        hint = condition.hint or (_ENDED if condition.is_over else _SILENT)
         self._lost = ServerError(f"{self._name} {what}", why=why, hint=hint)
         self._is_final = is_final or condition.is_over
         raise self._lost from problem
@@ -185,9 +190,8 @@ def translated() -> Iterator[None]:
     except psycopg.errors.DiskFull as problem:
         raise disk_full("the server", problem) from problem
     except psycopg.Error as problem:
-        raise ServerError(
-            "the server was lost, or refused, in the middle of our work", why=first_line(problem)
-        ) from problem
+        kind = CutError if isinstance(problem, psycopg.OperationalError) else ServerError
+        raise kind("the server refused, or was lost, in the middle of our work", why=first_line(problem)) from problem
 
 
 def disk_full(server: str, problem: psycopg.Error) -> ServerError:

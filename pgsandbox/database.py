@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pgsandbox import libpq, pools
+from pgsandbox.errors import CutError
 
 if TYPE_CHECKING:
     import psycopg
@@ -106,8 +107,11 @@ class Database:
 
     def reset(self) -> None:
         """Bring it to its baseline; its URL stays. Raises PgsandboxError."""
-        with _telling_pools():
-            self.isolation.reset()
+        try:
+            with _telling_pools():
+                self.isolation.reset()
+        except CutError:  # the server crashed meanwhile, and has recovered, or will say why not
+            self.remake()
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since the baseline; False also where that can't be told."""

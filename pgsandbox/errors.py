@@ -7,6 +7,7 @@ PgsandboxError                1   something failed
 ├── NotReadyError             4   not ready in time; names what was waited for
 ├── NoSuchSandboxError        5   no sandbox of that name
 ├── ServerError               1   the server died, refused, or may not do what is needed
+│   ├── CutError              1   our connection was cut off, as by a crash; the server may be there again
 │   └── SeedError             1   a kept template is damaged; it is built anew
 ├── VerifyError               1   a reset did not bring back the baseline: a bug of pgsandbox
 ├── PlaceError                1   a folder of ours can't be used
@@ -96,6 +97,10 @@ class NoSuchSandboxError(PgsandboxError):
 
 class ServerError(PgsandboxError):
     """The server died, refused, or may not do what is needed."""
+
+
+class CutError(ServerError):
+    """Our connection was cut off in the middle of something; whoever sees this may begin again, once."""
 
 
 class SeedError(ServerError):

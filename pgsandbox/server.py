@@ -14,7 +14,7 @@ from psycopg import sql
 
 from pgsandbox import engines, scram, tuning
 from pgsandbox.contact import Contact, disk_full
-from pgsandbox.errors import NotReadyError, ServerError, first_line
+from pgsandbox.errors import CutError, NotReadyError, ServerError, first_line
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Layout, Running
@@ -185,8 +185,8 @@ class Server:
             return ServerError("the server refused", why=first_line(problem))
         self.connect()
         if self.has_crashed:
-            return ServerError("PostgreSQL crashed, and recovered", why="who or what killed one of its processes?")
-        return ServerError("our connection to the server was cut off", why=first_line(problem))
+            return CutError("PostgreSQL crashed, and recovered", why="who or what killed one of its processes?")
+        return CutError("our connection to the server was cut off", why=first_line(problem))
 
     # Roles -----------------------------------------------------------------------------------------------------------
 

@@ -200,12 +200,15 @@ class OwnDaemon:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        self._start([_UNSHARE, "--net"])
+
+    def _start(self, inside: list[str]) -> None:
         parts = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
         flags = [f"--{name}={self._folder / part}" for name, part in parts.items()]
         flags += [f"--host={self.host}", "--iptables=false", "--ip6tables=false"]
         script = 'ip link set lo up && exec dockerd "$@"'
         with (self._folder / "log").open("ab") as log:
-            command = [_UNSHARE, "--net", "sh", "-c", script, "sh", *flags]
+            command = [*inside, "sh", "-c", script, "sh", *flags]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 30
         while self.docker("version").returncode != 0:
@@ -218,16 +221,33 @@ class OwnDaemon:
         self._process.terminate()
         self._process.wait(30)
 
+    def restart(self) -> None:
+        """End it and start it again, in the network that it had: what reaches its containers reaches them again."""
+        assert self._process is not None
+        holder = subprocess.Popen(["nsenter", f"--net=/proc/{self._process.pid}/ns/net", "sleep", "60"])
+        try:
+            self.stop()
+            self._start(["nsenter", f"--net=/proc/{holder.pid}/ns/net"])
+        finally:
+            holder.kill()
+            holder.wait()
+
     def docker(self, *words: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
         """Run Docker's own client with it."""
         return subprocess.run(["docker", "--host", self.host, *words], capture_output=True, check=False, **more)
 
     def python(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run our Python where the daemon's containers can be reached."""
+        process = self.popen(*words)
+        output, problems = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, problems)
+
+    def popen(self, *words: str) -> subprocess.Popen[str]:
+        """The same, not waited for."""
         assert self._process is not None
         command = ["nsenter", f"--net=/proc/{self._process.pid}/ns/net", sys.executable, *words]
         environ = {**os.environ, "DOCKER_HOST": self.host}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environ, timeout=60)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ class Condition:
 
     is_over: bool = False
     """Whether it has ended, for good."""
+    is_running: bool = False
     is_halted: bool = False
     """Whether somebody has paused or stopped it: it may go on."""
     why: str = ""
@@ -43,7 +44,7 @@ def last_word(folder: Path) -> str | None:
 
 def over(why: str) -> Condition:
     """The condition of a server that has ended."""
-    return Condition(is_over=True, why=why, hint="run again; if nobody ended it on purpose, did memory run out?")
+    return Condition(is_over=True, why=why)
 
 
 def exit_in_words(code: int) -> str:

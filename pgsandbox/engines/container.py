@@ -144,7 +144,7 @@ def condition(client: docker.DockerClient, id_: str, name: str) -> Condition:
         hint = f"let it go on with `docker unpause {name}`, or run again"
         return Condition(is_halted=True, why=f"the container {name} is paused", hint=hint)
     if state["Running"]:
-        return Condition(why=f"the container {name} runs")
+        return Condition(is_running=True, why=f"the container {name} runs")
     return over(f"the container {name} {_how(state['ExitCode'], is_oom=state.get('OOMKilled', False))}")
 
 

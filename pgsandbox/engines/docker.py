@@ -236,8 +236,10 @@ class DockerEngine:
         try:
             with contextlib.closing(daemon.connect(timeout=_ASK)) as client:
                 return container.condition(client, running.detail["container"], running.detail["name"])
+        except PgsandboxError as problem:
+            return Condition(why=f"{problem.message} ({first_line(problem.why, 'it did not say why')})")
         except Exception as problem:
-            return Condition(why=first_line(getattr(problem, "message", None) or problem))
+            return Condition(why=f"docker: {first_line(problem)}")
 
     def grant(self, running: Running, seconds: float) -> None:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""

@@ -151,7 +151,7 @@ class LocalEngine:
             time.sleep(0.01)
         stopped = kernel.stopped(pid)
         if not stopped:
-            return Condition(why=f"postgres (process {pid}) runs")
+            return Condition(is_running=True, why=f"postgres (process {pid}) runs")
         numbers = " ".join(map(str, stopped))
         hint = f"let it go on with `kill -CONT {numbers}`, or run again"
         return Condition(is_halted=True, why=f"postgres is stopped, by SIGSTOP: {numbers}", hint=hint)
@@ -213,8 +213,8 @@ class LocalWard:
         """How postgres ended, and the end of its log."""
         code = self._process.returncode if self._process is not None else None
         how = "ended" if code is None else exit_in_words(code)
-        # What each session says of that is neither why, nor new.
-        lines = [line for line in _tail(self._folder / _LOG, 50).splitlines() if "terminating connection" not in line]
+        grave = re.compile(r"(PANIC|FATAL): (?!.*terminating connection)")  # each session says that of its own end
+        lines = [line for line in _tail(self._folder / _LOG, 50).splitlines() if grave.search(line)]
         return "\n".join([f"postgres {how}", *lines[-3:]])
 
     def bake(self, to: Path, layout: Layout) -> dict[str, Any]:
