@@ -133,7 +133,7 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
     mine = f"-{_cache_id(folder)}"
     for tag in (tag for image in client.api.images(name=KEPT) for tag in image["RepoTags"] or ()):
         key = tag.partition(":")[2].removesuffix(mine)
-        if tag.endswith(mine) and key not in known:
+        if tag.endswith(mine) and key not in known and note_of(client, tag) is not None:
             yield key, tag
     # A daemon that is killed between commit and tag leaves one without a name.
     for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}", "dangling": True}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 
@@ -14,6 +14,12 @@ from pgsandbox.server import limit_with_ours
 if TYPE_CHECKING:
     from pgsandbox.server import Server
     from pgsandbox.template import Facts
+
+_VISITORS: LiteralString = """
+SELECT sessions FROM pg_stat_database WHERE datname = %s AND NOT EXISTS (
+    SELECT FROM pg_stat_activity WHERE datname = %s AND backend_type <> 'autovacuum worker'
+)
+"""
 
 
 class CloneIsolation:
@@ -32,6 +38,7 @@ class CloneIsolation:
         self._numbers = itertools.count(1)
         self._snapshots: set[str] = set()
         self._written = 0
+        self._visits: int | None = None
 
     @property
     def baseline(self) -> str:
@@ -42,7 +49,7 @@ class CloneIsolation:
         """Make the database for the first time."""
         if self._server.take_spare(self._name, limit=limit_with_ours(self._budget)):
             self._facts.apply(self._server, self._name, self._login)
-            self._written = self._position()
+            self._note()
         else:
             self._clone(self.baseline)
 
@@ -55,10 +62,14 @@ class CloneIsolation:
         self.reset()
 
     def is_untouched(self) -> bool:
-        """Whether nothing was written in the database since the last clone; where that can't be read, in the server."""
-        now = self._position()
-        if now == self._written or self._facts.why_clone is not None:
-            return now == self._written
+        """Whether nothing was written in the database since the last clone.
+
+        Where that can't be read: whether nothing was in the server, or nobody has been in the database.
+        """
+        if self._position() == self._written:
+            return True
+        if self._facts.why_clone is not None:
+            return self._visits is not None and self._visits == self._visitors()
         try:
             admin = self._server.admin
             [(oid,)] = self._server.execute("SELECT oid::int8 FROM pg_database WHERE datname = %s", [self._name])
@@ -74,7 +85,7 @@ class CloneIsolation:
         if if_changed and self.is_untouched():
             return None
         self._moved.append(self.snapshot())
-        self._written = self._position()
+        self._note()
         return self._moved[-1]
 
     def return_baseline(self, moved: str | None) -> None:
@@ -127,7 +138,22 @@ class CloneIsolation:
     def _clone(self, source: str) -> None:
         self._server.create_database(self._name, template=source, limit=limit_with_ours(self._budget))
         self._facts.apply(self._server, self._name, self._login)
+        self._note()
+
+    def _note(self) -> None:
+        """Take what is there now for untouched."""
         self._written = self._position()
+        self._visits = self._visitors() if self._facts.why_clone is not None else None
+
+    def _visitors(self) -> int | None:
+        """How many sessions the database has had, if none is there now; None where that can't be known.
+
+        Before PostgreSQL 15 they were counted with a delay.
+        """
+        if self._server.version_num < 150000:
+            return None
+        found = self._server.execute(_VISITORS, [self._name, self._name])
+        return int(found[0][0]) if found else None
 
     def _position(self) -> int:
         """How far the server's log is written, in bytes."""
