@@ -17,6 +17,7 @@ from machine import running
 from pgsandbox.cache import Cache
 from pgsandbox.errors import PgsandboxError
 
+pytestmark = pytest.mark.slow
 LOCAL, DOCKER = Target("local", 15), Target("docker", 15)
 
 WORKER = """\
@@ -48,7 +49,7 @@ def works(settings: dict[str, Any], progress: Callable[[str], None]) -> None:
 @pytest.mark.parametrize(
     ("on", "times"),
     [
-        *((LOCAL, times) for times in (1, 2, 3, 100)),
+        *((LOCAL, times) for times in (1, 2, 100)),
         *(pytest.param(DOCKER, times, marks=pytest.mark.docker) for times in (1, 100)),
     ],
 )

@@ -25,6 +25,7 @@ from pgsandbox.cache import Cache
 from pgsandbox.engines import images, supervised
 from pgsandbox.run import folder_of, write_record
 
+pytestmark = pytest.mark.slow
 SLEEPS = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 
 
