@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,9 +248,11 @@ class Launcher:
 
 
 def shared_server(run: Run) -> Server | None:
-    """The one server of the run's workers, if it has one by now. Raises the error that it failed with."""
-    record = _living(run)
-    return None if record is None else _joined(record)[0]
+    """The one server of the run's workers, if it has one by now; none where it could not be started."""
+    with contextlib.suppress(PgsandboxError):
+        record = _living(run)
+        return None if record is None else _joined(record)[0]
+    return None
 
 
 def _import_what_follows() -> None:
