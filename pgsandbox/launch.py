@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,17 +85,18 @@ class Launcher:
         self._allow_roles(server, allowed=True)
         return server, facts
 
-    def seed(self, *, instead_of: dict[str, Any] | None = None) -> dict[str, Any]:
+    def seed(self, *, instead_of: str | None = None, kept: bool = True) -> dict[str, Any]:
         """The run's seed and its facts: whoever comes first finds or makes it, the others wait for that.
 
-        One that is no good, `instead_of`, is made anew. Raises PgsandboxError, in every process of the run the same.
+        One that is no good, `instead_of` by what its record says of when it was made, is made anew; without `kept` for
+        this run alone, so that nobody else can remove it. Raises PgsandboxError, in every process of the run the same.
         """
         record = self._run.read("seed")
-        if record is not None and record != instead_of:
+        if record is not None and record["made"] != instead_of:
             return record
         with self._run.lock("seed", timeout=self._patience):
             record = self._run.read("seed")
-            if record is not None and record == instead_of:
+            if record is not None and record["made"] == instead_of:
                 if self._mark.key is not None:
                     Cache().drop(self._mark.key)
                 record = None
@@ -102,7 +104,8 @@ class Launcher:
                 if instead_of is None:
                     self._end_unfinished()
                 try:
-                    record = self._kept_seed()
+                    made = self._kept_seed() if kept else self._make_seed(Seeding.RUN, self._run.folder, "seed")
+                    record = {**made, "made": places.new_token()}  # another image may have the same name and size
                 except PgsandboxError as problem:
                     self._run.fail("seed", problem)
                     raise
@@ -146,16 +149,22 @@ class Launcher:
             raise
 
     def _from_seed(self, *, held_by: Path | None, workers: int) -> tuple[Server, Facts]:
-        """A server in which the template stands ready. A seed that turns out to be damaged is made anew, once."""
+        """A server in which the template stands ready. A seed that turns out to be damaged is made anew, once.
+
+        And once more where somebody was quick enough to remove that, too.
+        """
         record = self.seed()
         try:
-            server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
+            return self._launch(held_by=held_by, workers=workers, seed=record["seed"]), _facts(record["facts"])
         except ServerError as problem:
             said = problem.message if isinstance(problem, SeedError) else "no server starts from the kept template"
             self._progress(Notice(f"{said} ({first_line(problem.why, 'it did not say why')}): it is built anew"))
-            record = self.seed(instead_of=record)
-            server = self._launch(held_by=held_by, workers=workers, seed=record["seed"])
-        return server, _facts(record["facts"])
+        record = self.seed(instead_of=record["made"])
+        try:
+            return self._launch(held_by=held_by, workers=workers, seed=record["seed"]), _facts(record["facts"])
+        except SeedError:
+            record = self.seed(instead_of=record["made"], kept=False)
+        return self._launch(held_by=held_by, workers=workers, seed=record["seed"]), _facts(record["facts"])
 
     def _kept_seed(self) -> dict[str, Any]:
         """The seed from the cache, or made for it; where the cache can't be used, one for this run."""
@@ -261,11 +270,13 @@ def _import_what_follows() -> None:
 
 
 def shared_server(run: Run, *, timeout: float) -> Server | None:
-    """The one server of the run's workers, if it has one by now. Raises the error that it failed with."""
+    """The one server of the run's workers, if it has one by now; none where it could not be started."""
     from pgsandbox.server import Server
 
-    record = _living(run)
-    return None if record is None else Server(Running.from_record(record["running"]), timeout=timeout)
+    with contextlib.suppress(PgsandboxError):
+        if (record := _living(run)) is not None:
+            return Server(Running.from_record(record["running"]), timeout=timeout)
+    return None
 
 
 def _living(run: Run) -> dict[str, Any] | None:

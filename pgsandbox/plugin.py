@@ -287,7 +287,8 @@ def pytest_fixture_setup(
 ) -> Generator[None, Any, Any]:
     """What a fixture loads for several tests is part of their baseline, as long as the fixture lives."""
     session = request.config.stash.get(_SESSION, None)
-    if session is None or fixturedef.scope == "function" or not _isolates(request.session):
+    loads_nothing = fixturedef.scope == "function" or fixturedef.func.__module__ == __name__
+    if session is None or loads_nothing or not _isolates(request.session):
         return (yield)
     moved: list[Any] = []
 

@@ -119,4 +119,5 @@ def _remove(spec: dict[str, Any]) -> None:
 
 
 def _folders(parent: Path) -> list[Path]:
-    return [folder for folder in entries(parent) if folder.is_dir()]
+    """The folders in `parent`; a link leads to where we have removed nothing yet, and never shall."""
+    return [folder for folder in entries(parent) if folder.is_dir() and not folder.is_symlink()]

@@ -204,12 +204,11 @@ def test_every_command_refuses_one_and_shows_no_trace(cli: Any, project: Path, r
 
 
 FOLDERS = [
-    b'it\'s "q" $(touch pwned) `touch pwned`; touch pwned',
+    b'it\'s "q" $(touch pwned) `touch pwned`; touch pwned %s{0}\\n',
     b"-rf",
     b"new\nline\x1b[31m",
     b"[a]*?{b}",
     b"a:b,c=d",
-    b"%s{0}\\n",
     "u\u0308\u202egnp".encode(),
     b"\xff",
     b"x" * 200,

@@ -20,6 +20,7 @@ from machine import running
 
 from pgsandbox import Sandbox
 
+pytestmark = pytest.mark.slow
 TROUBLE = re.compile("^(trouble|leaked|kept)", re.MULTILINE)
 
 CONFTEST = """
@@ -101,15 +102,22 @@ def test_one(record, three, number):
 """
 
 
-@pytest.mark.parametrize(("death", "scope"), [("exit", "worker"), ("segfault", "session"), ("kill", "session")])
+@pytest.mark.parametrize(
+    ("death", "scope", "engine"),
+    [
+        ("exit", "worker", "local"),
+        ("segfault", "session", "local"),
+        pytest.param("kill", "session", "docker", marks=pytest.mark.docker),
+    ],
+)
 def test_a_replacement_is_a_worker_like_any_other(
-    inner: Inner, pytester: pytest.Pytester, death: str, scope: str
+    inner: Inner, pytester: pytest.Pytester, death: str, scope: str, engine: str
 ) -> None:
     """Its URL is there when conftest files are imported, and a module's fixtures make its baseline again."""
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(LIKE_ANY.format(death=death))
     Path("schema.sql").write_text("CREATE TABLE t (n int)")
-    result = inner("-n2", f"--pgsandbox-scope={scope}", "--pgsandbox-init=schema.sql")
+    result = inner("-n2", *Target(engine, 15).flags, f"--pgsandbox-scope={scope}", "--pgsandbox-init=schema.sql")
     result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines([f"pgsandbox: PostgreSQL 15*, scope {scope}, 2 workers of 20 connections, *"])
     check_urls({"gw0", "gw1", "gw2"})
@@ -196,23 +204,32 @@ class TestB(TestA):
 @pytest.mark.parametrize(
     ("words", "crashing", "passed", "said"),
     [  # of a scope that crashed, all tests are run again
-        ("-n2 --dist=loadscope", [2], 12, "replacing crashed worker gw?"),
-        ("-n2 --dist=worksteal", [2], 11, "replacing crashed worker gw?"),
-        ("--dist=each --tx=2*popen", [2], None, "replacing crashed worker gw?"),
-        ("-n1", [2, 4], 10, "replacing crashed worker gw1"),
-        ("-n2 -x", [2], None, "*stopping after 1 failures*"),
-        ("-n2 --maxfail=2", [1, 4], None, "*stopping after 2 failures*"),
-        ("-n2 --max-worker-restart=0", [2], None, "*worker gw? crashed and worker restarting disabled*"),
-        ("-n2 --max-worker-restart=1", [1, 4], None, "*maximum crashed workers reached: 1*"),
+        ("-n2 --dist=loadscope --pgsandbox-scope=session", [2], 12, "replacing crashed worker gw?"),
+        ("-n2 --dist=worksteal --pgsandbox-scope=worker", [2], 11, "replacing crashed worker gw?"),
+        ("--dist=each --tx=2*popen --pgsandbox-scope=session", [2], None, "replacing crashed worker gw?"),
+        ("-n1 --pgsandbox-scope=worker", [2, 4], 10, "replacing crashed worker gw1"),
+        ("-n2 -x --pgsandbox-scope=session", [2], None, "*stopping after 1 failures*"),
+        ("-n2 --maxfail=2 --pgsandbox-scope=worker", [1, 4], None, "*stopping after 2 failures*"),
+        (
+            "-n2 --max-worker-restart=0 --pgsandbox-scope=session",
+            [2],
+            None,
+            "*worker gw? crashed and worker restarting disabled*",
+        ),
+        (
+            "-n2 --max-worker-restart=1 --pgsandbox-scope=worker",
+            [1, 4],
+            None,
+            "*maximum crashed workers reached: 1*",
+        ),
     ],
 )
-@pytest.mark.parametrize("scope", ["session", "worker"])
 def test_a_run_ends_as_xdist_was_told_to(
-    inner: Inner, pytester: pytest.Pytester, words: str, crashing: list[int], passed: int | None, said: str, scope: str
+    inner: Inner, pytester: pytest.Pytester, words: str, crashing: list[int], passed: int | None, said: str
 ) -> None:
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(ANY_MODE.format(crashing=crashing))
-    result = inner(*words.split(), f"--pgsandbox-scope={scope}")
+    result = inner(*words.split())
     result.stdout.fnmatch_lines([said])
     outcomes = result.parseoutcomes()
     assert outcomes["failed"] == len(crashing)

@@ -156,7 +156,7 @@ def strays(client: docker.DockerClient, folder: Path, known: set[str]) -> Iterat
     mine = f"-{_cache_id(folder)}"
     for tag in (tag for image in client.api.images(name=KEPT) for tag in tags_of(image)):
         key = tag.partition(":")[2].removesuffix(mine)
-        if tag.endswith(mine) and key not in known:
+        if tag.endswith(mine) and key not in known and note_of(client, tag) is not None:
             yield key, tag
     # A builder that is killed leaves one with the name that it was made under; a daemon, one without a name.
     for image in client.api.images(filters={"label": f"{_CACHE}={_cache_id(folder)}"}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, LiteralString
 
 import psycopg
 
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from pgsandbox.server import Server
     from pgsandbox.template import Facts
 
+_VISITORS: LiteralString = """
+SELECT sessions FROM pg_stat_database WHERE datname = %s AND NOT EXISTS (
+    SELECT FROM pg_stat_activity WHERE datname = %s AND backend_type <> 'autovacuum worker'
+)
+"""
 
-_UNLOGGED = (
+
+_UNLOGGED: LiteralString = (
     "SELECT oid::regclass::text FROM pg_class WHERE relpersistence = 'u' AND relkind IN ('r', 'm', 'S') ORDER BY 1"
 )
 
@@ -38,6 +44,7 @@ class CloneIsolation:
         self._numbers = itertools.count(1)
         self._snapshots: set[str] = set()
         self._written = 0
+        self._visits: int | None = None
 
     @property
     def baseline(self) -> str:
@@ -60,10 +67,14 @@ class CloneIsolation:
         self.reset()
 
     def is_untouched(self) -> bool:
-        """Whether nothing was written in the database since the last clone; where that can't be read, in the server."""
-        now = self._position()
-        if now == self._written or self._facts.why_clone is not None:
-            return now == self._written
+        """Whether nothing was written in the database since the last clone.
+
+        Where that can't be read: whether nothing was in the server, or nobody has been in the database.
+        """
+        if self._position() == self._written:
+            return True
+        if self._facts.why_clone is not None:
+            return self._visits is not None and self._visits == self._visitors()
         try:
             admin = self._server.admin
             [(oid,)] = self._server.execute("SELECT oid::int8 FROM pg_database WHERE datname = %s", [self._name])
@@ -79,7 +90,7 @@ class CloneIsolation:
         if if_changed and self.is_untouched():
             return None
         self._moved.append(self.snapshot())
-        self._written = self._position()
+        self._note()
         return self._moved[-1]
 
     def return_baseline(self, moved: str | None) -> None:
@@ -142,7 +153,22 @@ class CloneIsolation:
                 hint="run again; who or what killed one of its processes?",
             )
         self._facts.apply(self._server, self._name, self._login)
+        self._note()
+
+    def _note(self) -> None:
+        """Take what is there now for untouched."""
         self._written = self._position()
+        self._visits = self._visitors() if self._facts.why_clone is not None else None
+
+    def _visitors(self) -> int | None:
+        """How many sessions the database has had, if none is there now; None where that can't be known.
+
+        Before PostgreSQL 15 they were counted with a delay.
+        """
+        if self._server.version_num < 150000:
+            return None
+        found = self._server.execute(_VISITORS, [self._name, self._name])
+        return int(found[0][0]) if found else None
 
     def _lost_in(self, source: str) -> list[str]:
         """What was in `source` before a crash, and is no longer, as far as that can be told."""

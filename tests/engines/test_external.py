@@ -181,6 +181,22 @@ def test_somebody_who_is_connected_there_is_seen(server: Somebodys) -> None:
             assert ward.connected()
 
 
+def test_what_others_write_there_is_not_taken_for_a_tests(server: Somebodys) -> None:
+    """Else what a module's fixture loads would not be part of the baseline, depending on who else is at work."""
+    with running(url=server.url("dev")) as sandbox, psycopg.connect(server.url("boss"), autocommit=True) as others:
+        database = sandbox.database()
+        for statement in ("CREATE TABLE one ()", "CREATE TABLE two ()"):
+            others.execute("CREATE TABLE theirs ()")
+            others.execute("DROP TABLE theirs")
+            assert database.isolation.is_untouched()
+            with database.connect() as connection:
+                connection.execute("SELECT 1")
+                assert not database.isolation.is_untouched()
+                connection.execute(statement)
+            assert not database.isolation.is_untouched()
+            assert database.move_baseline(if_changed=True)
+
+
 def test_a_budget_that_does_not_fit_is_lowered_to_what_does(server: Somebodys) -> None:
     with running(url=server.url("dev"), connections=10_000, workers=4) as sandbox:
         free = sandbox.choice.detail["available"]
