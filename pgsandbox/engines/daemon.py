@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ DOCKER = "/var/run/docker.sock"
 """Where Docker's daemon is, unless somebody says otherwise."""
 
 _MACHINES_PODMAN = "/run/podman/podman.sock"
+
+_exporting = threading.Lock()
 
 
 def connect(host: str | None = None) -> docker.DockerClient:
@@ -44,7 +48,6 @@ def connect(host: str | None = None) -> docker.DockerClient:
     from testcontainers.core.docker_client import DockerClient, get_docker_host
 
     logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
-    before = os.environ.get("DOCKER_HOST")
     podman, named = host or podman_instead(), get_docker_host()
     address = podman or named or f"unix://{DOCKER}"
     client = None
@@ -53,17 +56,30 @@ def connect(host: str | None = None) -> docker.DockerClient:
         if podman is not None:
             client = docker.DockerClient(base_url=podman, timeout=_PROBE_TIMEOUT)
         else:
-            client = DockerClient(timeout=_PROBE_TIMEOUT).client
+            with _environment_kept():
+                client = DockerClient(timeout=_PROBE_TIMEOUT).client
         client.ping()
         client.api.timeout = _API_TIMEOUT
     except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
         raise _no_answer(address, problem, is_named=(podman or named) is not None) from problem
-    finally:
-        if before is None:  # that client exports what it finds; the user's environment is not ours to change
-            os.environ.pop("DOCKER_HOST", None)
     return client
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """For testcontainers' client, which exports the host that it finds: the user's environment is not ours to change.
+
+    One thread at a time: another would take what the first has exported for the user's, or miss what it takes back.
+    """
+    with _exporting:
+        before = os.environ.get("DOCKER_HOST")
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("DOCKER_HOST", None)
 
 
 def podman_instead() -> str | None:

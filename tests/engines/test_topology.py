@@ -81,7 +81,7 @@ def inside(folder: Path, *options: str) -> dict[str, Any]:
     ]
     command += [*options, image(18), "-c", CODE, image(18), str(folder / "found")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, (folder / "found").exists()) == (0, True), done.stdout + done.stderr
     # In a file: Podman now and then loses the last that a container prints.
     found: dict[str, Any] = json.loads((folder / "found").read_text())
     return found
