@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from children import child, eventually
 from conftest import Target, image, left_behind
+from docker import from_env
 
 from pgsandbox import Sandbox, lease, named, places
 from pgsandbox.cache import Cache
@@ -253,12 +254,11 @@ def test_an_engine_that_does_not_answer_keeps_nobody_from_sweeping_the_rest(
 @pytest.mark.docker
 def test_the_image_of_a_dead_runs_seed_is_removed(runtime: Path) -> None:
     token = places.new_token()
-    labels = [f'LABEL pgsandbox.owner="{places.home_id()}"', f'LABEL pgsandbox.server="{token}"']
     container = docker("create", image(15))
     tags = [f"pgsandbox-seed:{token}", "somebodys-own-test-image:1"]
     for tag in tags:
-        docker("commit", *(word for label in labels for word in ("--change", label)), container, tag)
-    docker("rm", container)
+        commit(container, token, tag=tag)
+    docker("rm", "--volumes", container)
     try:
         assert named.prune() == ([f"image pgsandbox-seed:{token}"], [])
         assert docker("images", "--quiet", tags[0]) == ""
@@ -272,11 +272,9 @@ def test_the_image_of_a_dead_runs_seed_is_removed(runtime: Path) -> None:
 @pytest.mark.podman
 def test_an_image_that_never_got_its_name_is_removed_and_somebodys_is_not(runtime: Path) -> None:
     """Of a daemon that was killed between commit and tag; who builds on an image of ours has its labels, too."""
-    labels = [f'LABEL pgsandbox.owner="{places.home_id()}"', f'LABEL pgsandbox.server="{places.new_token()}"']
-    changes = [word for label in labels for word in ("--change", label)]
+    token = places.new_token()
     container = docker("create", image(15))
-    ours = docker("commit", *changes, "--message", "pgsandbox", container)
-    somebodys = docker("commit", *changes, "--message", "mine", container)
+    ours, somebodys = (commit(container, token, message=message) for message in ("pgsandbox", "mine"))
     docker("rm", "--volumes", container)
     try:
         assert named.prune() == ([f"image {ours}"], [])
@@ -325,6 +323,17 @@ def looking_like_ours(labels: list[str]) -> Iterator[str]:
 
 def containers() -> set[str]:
     return set(docker("ps", "--all", "--quiet", "--no-trunc").split())
+
+
+def commit(container: str, token: str, *, tag: str = ":", message: str | None = None) -> str:
+    """An image of the container that is labelled as if it was made for the server `token`; its id."""
+    changes = [f"LABEL pgsandbox.owner={places.home_id()}", f"LABEL pgsandbox.server={token}"]
+    repository, _, version = tag.partition(":")
+    with contextlib.closing(from_env()) as client:  # Podman 4 does not understand what Docker's command sends
+        made = client.api.commit(
+            container, repository=repository or None, tag=version or None, message=message, changes=changes
+        )
+        return str(client.images.get(made["Id"]).id)
 
 
 def docker(*words: str) -> str:

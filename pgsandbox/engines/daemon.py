@@ -7,8 +7,9 @@ import math
 import os
 import re
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ DOCKER = "/var/run/docker.sock"
 """Where Docker's daemon is, unless somebody says otherwise."""
 
 _MACHINES_PODMAN = "/run/podman/podman.sock"
+
+_exporting = threading.Lock()
 
 
 def connect(
@@ -55,7 +58,6 @@ def connect(
     from testcontainers.core.docker_client import DockerClient, get_docker_host
 
     logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
-    before = os.environ.get("DOCKER_HOST")
     podman, named = host or podman_instead(), get_docker_host()
     address = podman or named or f"unix://{DOCKER}"
     client = None
@@ -66,7 +68,8 @@ def connect(
         if podman is not None:
             client = docker.DockerClient(base_url=podman, timeout=math.ceil(probe))
         else:
-            client = DockerClient(timeout=probe).client
+            with _environment_kept():
+                client = DockerClient(timeout=probe).client
         client.ping()
         client.api.timeout = int(_API_TIMEOUT)
         client.api.send = patience.watch(client.api.send)  # type: ignore[method-assign]
@@ -74,10 +77,22 @@ def connect(
         if client is not None:
             client.close()
         raise _no_answer(address, problem, probe, is_named=(podman or named) is not None) from problem
-    finally:
-        if before is None:  # that client exports what it finds; the user's environment is not ours to change
-            os.environ.pop("DOCKER_HOST", None)
     return client
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """For testcontainers' client, which exports the host that it finds: the user's environment is not ours to change.
+
+    One thread at a time: another would take what the first has exported for the user's, or miss what it takes back.
+    """
+    with _exporting:
+        before = os.environ.get("DOCKER_HOST")
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("DOCKER_HOST", None)
 
 
 def podman_instead() -> str | None:

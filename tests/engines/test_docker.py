@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -330,24 +331,51 @@ def test_docker_host_may_be_a_loopback_port(monkeypatch: pytest.MonkeyPatch) -> 
             assert forwarder.accepted > 0
 
 
+def use_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Make a context that has the daemon at `host` the current one."""
+    folder = tmp_path / "config"
+    meta = folder / "contexts/meta" / hashlib.sha256(b"mine").hexdigest() / "meta.json"
+    meta.parent.mkdir(parents=True)
+    endpoints = {"docker": {"Host": host, "SkipTLSVerify": False}}
+    meta.write_text(json.dumps({"Name": "mine", "Metadata": {}, "Endpoints": endpoints}))
+    (folder / "config.json").write_text(json.dumps({"currentContext": "mine"}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+
+
 @pytest.mark.usefixtures("no_docker_variables")
 def test_the_current_context_is_followed_and_the_environment_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with forwarded_unix(tmp_path / "d.sock") as (host, forwarder):
-        folder = tmp_path / "config"
-        meta = folder / "contexts/meta" / hashlib.sha256(b"mine").hexdigest() / "meta.json"
-        meta.parent.mkdir(parents=True)
-        endpoints = {"docker": {"Host": host, "SkipTLSVerify": False}}
-        meta.write_text(json.dumps({"Name": "mine", "Metadata": {}, "Endpoints": endpoints}))
-        (folder / "config.json").write_text(json.dumps({"currentContext": "mine"}))
-        monkeypatch.setenv("DOCKER_CONFIG", str(folder))
+        use_context(tmp_path, monkeypatch, host)
         before = dict(os.environ)
         with running(**settings()) as sandbox:
             assert sandbox.server.execute("SELECT 1") == [(1,)]
             assert dict(os.environ) == before
             assert forwarder.accepted > 0
         assert dict(os.environ) == before
+
+
+@pytest.mark.usefixtures("no_docker_variables")
+def test_threads_that_connect_at_once_all_follow_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """testcontainers exports what it finds, for a moment: nobody else may see that, nor see it go."""
+    from_env, both, met = docker.from_env, threading.Barrier(2), []
+
+    def watched(**more: Any) -> docker.DockerClient:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.append(both.wait(0.3))
+        return from_env(**more)
+
+    monkeypatch.setattr(docker, "from_env", watched)
+    with forwarded_unix(tmp_path / "d.sock") as (host, _):
+        use_context(tmp_path, monkeypatch, host)
+        threads = [threading.Thread(target=lambda: daemon.connect().close()) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert met == []
+    assert "DOCKER_HOST" not in os.environ
 
 
 @pytest.fixture
