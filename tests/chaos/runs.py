@@ -161,7 +161,7 @@ class ChaosRun:
         return len(list(self.folder.glob(f"{moment}.*"))) >= workers
 
     def strike(self, victim: str, way: str) -> None:
-        """Send the signals of `way` to `victim`; what is stopped at a moment and lives goes on afterwards."""
+        """Send the signals of `way` to `victim`; what waits at a moment and has to go on afterwards does so."""
         pids = self.pids_of(victim)
         for part in WAYS[way]:
             if isinstance(part, signal.Signals):
@@ -170,7 +170,8 @@ class ChaosRun:
                     kill(pid, part)
             else:
                 pause(part)
-        (self.folder / "go").touch()
+        if way != "kill" or victim not in ("controller", "group", "everything", "supervisors"):
+            (self.folder / "go").touch()  # else who is left to himself would finish what was half made
 
     def end(self) -> None:
         """SIGKILL all that is left of it."""

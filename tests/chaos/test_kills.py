@@ -17,7 +17,7 @@ LOCAL, DOCKER = Target("local", 15).flags, Target("docker", 15).flags
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_local_run_leaves_nothing(arena: Arena, moment: str) -> None:
-    ways = [("session", "everything"), ("session", "builder"), ("worker", "controller"), ("worker", "group")]
+    ways = [("session", "everything"), ("session", "controller"), ("worker", "controller"), ("worker", "group")]
     arena.play(LOCAL, *(Blow(scope, moment, victim) for scope, victim in ways))
     if moment in BUILDING:
         arena.is_green_afterwards(LOCAL, "worker")
