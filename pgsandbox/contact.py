@@ -136,14 +136,13 @@ class Contact:
         return min(self._timeout, _LONGEST)
 
     def _give_up(self, problem: psycopg.OperationalError) -> NoReturn:
-        said = first_line(problem)
-        if "FATAL:" in said:
+        said, condition = first_line(problem), self._condition()
+        if "FATAL:" in said and not condition.is_over:
             raise ServerError(
                 f"{self._name} refuses our own connection",
                 why=said.partition("FATAL:")[2].strip(),
                 hint="were all connections taken, or was the superuser's password or pg_hba.conf changed?",
             ) from problem
-        condition = self._condition()
         is_slow = isinstance(problem, psycopg.errors.ConnectionTimeout)
         is_ours = self._running.engine != "external"
         if is_ours and not (is_slow or condition.is_running or condition.is_halted):
@@ -162,6 +161,10 @@ class Contact:
         hint = condition.hint or (_ENDED if condition.is_over else _SILENT)
         self._lost = ServerError(f"{self._name} {what}", why=why, hint=hint)
         self._is_final = is_final or condition.is_over
+        if condition.is_over and self._running.engine != "external":  # what is left of it may be in others' way
+            folder = Path(self._running.folder)
+            leave_word(folder, why)
+            supervised.end(folder, timeout=_END_TIMEOUT, removed=False)
         raise self._lost from problem
 
     def _raise_if_lost(self) -> None:

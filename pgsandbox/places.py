@@ -125,7 +125,7 @@ def unusable(folder: Path, problem: OSError, *, hint: str | None = None) -> Plac
 
 def has_room(folder: Path) -> bool:
     """Whether the file system of `folder` has room for a server's data, and some more."""
-    return _free(folder) >= _ROOM_FOR_A_SERVER
+    return free(folder) >= _ROOM_FOR_A_SERVER
 
 
 def new_token() -> str:
@@ -157,6 +157,7 @@ def _is_usable(folder: Path) -> bool:
     return sys.platform.startswith("linux") and folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _free(folder: Path) -> int:
+def free(folder: Path) -> int:
+    """How many bytes are free on the file system of `folder`."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize

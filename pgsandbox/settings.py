@@ -207,7 +207,7 @@ class Settings:
     ttl: float = _setting(8 * 3600.0, _duration, "how long a kept server lives with nobody connected", metavar="TIME")
     cache: bool = _setting(True, _yes_or_no, "keep built templates between runs")
     cache_size: int = _setting(2 << 30, _size, "how large the cache may grow", metavar="SIZE")
-    timeout: float = _setting(60.0, _duration, "deadline for a start, and for each init step", metavar="TIME")
+    timeout: float = _setting(60.0, _duration, "deadline for a start, each init step, and an answer", metavar="TIME")
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def shown(self, name: str) -> str:  # noqa: PLR0911 -- one line for each kind of value

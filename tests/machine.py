@@ -125,6 +125,8 @@ class Forwarder:
         self._lock = threading.Lock()
         self._is_closed = False
         self.accepted = 0
+        self.delay = 0.0
+        """Seconds that each request takes longer."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -151,16 +153,22 @@ class Forwarder:
                 server.connect(self._target)
                 self._open += [client, server]
                 stack.pop_all()
-            for ends in ((client, server), (server, client)):
-                threading.Thread(target=self._copy, args=ends, daemon=True).start()
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._copy, args=(source, sink, source is client), daemon=True).start()
 
-    @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket) -> None:
+    def _copy(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
+                if is_request:
+                    self._hold_back()
                 sink.sendall(chunk)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+    def _hold_back(self) -> None:
+        began = time.monotonic()
+        while time.monotonic() < began + self.delay:  # it may be over sooner than it seemed at first
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager

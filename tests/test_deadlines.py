@@ -9,16 +9,20 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from children import child, eventually
+from conftest import Inner
 from test_architecture import modules
 
 from pgsandbox import lease, locks
 from pgsandbox.cache import Cache
 from pgsandbox.engines import supervised
 from pgsandbox.errors import NotReadyError
+from pgsandbox.isolation.reset.quiet import Look
 from pgsandbox.run import Run
 
 # In the source --------------------------------------------------------------------------------------------------------
@@ -311,3 +315,40 @@ NAME = Path(sys.executable).name[:15]
 def stop(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     assert eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
+# The clock ------------------------------------------------------------------------------------------------------------
+
+WALL = """
+import itertools, time
+
+real, jumps = time.time, itertools.cycle([0, -86400, 86400, -7 * 86400, 30 * 86400])
+time.time = lambda: real() + next(jumps)
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_clock_that_jumps_for_days_back_and_forth_disturbs_nothing(
+    pytester: pytest.Pytester, inner: Inner, workers: str
+) -> None:
+    pytester.makeconftest("import jumping")
+    pytester.makepyfile(
+        jumping=WALL,
+        test_it="""
+        import pytest
+
+        @pytest.mark.parametrize("number", range(6))
+        def test_reset(pgsandbox_connection, number):
+            pgsandbox_connection.execute("CREATE TABLE t AS SELECT 1")
+        """,
+    )
+    inner("-p", "jumping", f"-n{workers}").assert_outcomes(passed=6)
+
+
+def test_where_the_servers_clock_was_set_back_somebody_may_have_written() -> None:
+    noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    parts: dict[str, Any] = {"written": 1, "flushed": 1, "busy": frozenset(), "moved": False, "sessions": 1}
+    parts |= {"advisory": frozenset(), "there": frozenset()}
+    before, later, earlier = (Look(at=noon + timedelta(seconds=by), **parts) for by in (0, 1, -1))
+    assert not later.has_moved_since(before)
+    assert earlier.has_moved_since(before)

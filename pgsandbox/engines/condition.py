@@ -42,9 +42,9 @@ def last_word(folder: Path) -> str | None:
     return None
 
 
-def over(why: str) -> Condition:
+def over(why: str, *, hint: str | None = None) -> Condition:
     """The condition of a server that has ended."""
-    return Condition(is_over=True, why=why)
+    return Condition(is_over=True, why=why, hint=hint)
 
 
 def exit_in_words(code: int) -> str:

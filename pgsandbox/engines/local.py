@@ -33,6 +33,7 @@ _PORTS = range(20000, 32000)
 
 _PORT_ATTEMPTS = 20
 _STOP_TIMEOUT = 30.0
+_LITTLE = 1 << 20
 _LAST_WORD = 1.0
 """Seconds in which a supervisor notices the end of its server, and says why."""
 
@@ -150,6 +151,9 @@ class LocalEngine:
                 return over("its processes are gone, and so is the one that looked after it")
             time.sleep(0.01)
         stopped = kernel.stopped(pid)
+        if places.free(Path(running.socket)) < _LITTLE:  # a log that can't be written is the end of it
+            why = f"no space is left on the file system of {Path(running.socket).parent}"
+            return over(why, hint="free some there, or write less in one test; `pgsandbox ls` shows what of ours runs")
         if not stopped:
             return Condition(is_running=True, why=f"postgres (process {pid}) runs")
         numbers = " ".join(map(str, stopped))

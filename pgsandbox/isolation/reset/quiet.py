@@ -48,8 +48,12 @@ class Look:
     """How many there ever were, as far as that is counted: a session is when it ends."""
 
     def has_moved_since(self, earlier: Look) -> bool:
-        """Whether anybody is at work, or has been since `earlier`, if only to come, write, and go."""
-        return bool(self.moved or self.busy or earlier.there - self.there or self.sessions != earlier.sessions)
+        """Whether anybody is at work, or has been since `earlier`, if only to come, write, and go.
+
+        Or may have been: where somebody has set the clock back, what is later does not look so.
+        """
+        is_certain = self.at >= earlier.at and not (self.moved or self.busy)
+        return not is_certain or bool(earlier.there - self.there) or self.sessions != earlier.sessions
 
 
 def look(connection: psycopg.Connection[Any], database: int, *, ours: list[int], since: datetime | None = None) -> Look:
