@@ -22,6 +22,12 @@ has() {
 
 debian_root() { ((EUID == 0)) && has apt-get dpkg-deb; }
 
+# podman_answers URL: whether Podman does there. Asked by Docker's command, which the tests use, too.
+podman_answers() {
+  local names='{{range .Server.Components}}{{.Name}};{{end}}'
+  [[ $(docker --host "$1" version --format "$names" 2>/dev/null) == *Podman* ]]
+}
+
 engine_answers() { has docker && docker version >/dev/null 2>&1; }
 
 # with_apt APT-GET-ARGUMENT...: package lists that are missing or old are no reason to give up, and those that serve are
