@@ -16,7 +16,8 @@ import pytest
 from children import eventually
 from conftest import Target
 from machine import running
-from runs import ChaosRun, Watch, kill
+from runs import ChaosRun
+from watch import Watch
 
 pytestmark = pytest.mark.slow
 LOCAL, DOCKER = Target("local", 15), Target("docker", 15)
@@ -107,7 +108,7 @@ class Side:
                 stderr=output,
                 start_new_session=True,
             )
-        self.runs.append(ChaosRun(out, process, mark))
+        self.runs.append(ChaosRun(out, process, mark, target.engine if target else "external"))
         return self.runs[-1]
 
     def pgsandbox(self, checkout: str, environ: Mapping[str, str], *words: str) -> str:
@@ -125,9 +126,7 @@ def side(tmp_path: Path, own_cache: Path, binaries: None) -> Iterator[Side]:
     found = Side(tmp_path)
     yield found
     for run in found.runs:
-        for pid in [] if run.process.poll() is not None else [run.process.pid, *run.workers()]:
-            kill(pid)
-        run.process.wait()
+        run.end()
 
 
 def facts(run: ChaosRun) -> dict[str, set[str]]:
@@ -147,7 +146,7 @@ def check_nothing_is_shared(all_facts: list[dict[str, set[str]]], *but: str) -> 
 
 
 def finishes(run: ChaosRun) -> None:
-    run.go_on()
+    (run.folder / "go").touch()
     assert (run.wait(), "8 passed" in run.output) == (0, True), run.output
     assert "trouble" not in run.output
 
@@ -187,9 +186,9 @@ def test_four_runs_and_a_sandbox_in_two_checkouts(
     check_nothing_is_shared([ours, *(facts(run) for run in side.runs)])
     assert [len(facts(run)["server"]) for run in side.runs] == [1, 2, 1, 1]
 
-    alive = [Path(*facts(run)["run"]) for run in (session, worker, single)]
-    watch = Watch(runtime, [killed], spared=[*alive, Path(*ours["run"])])
-    killed.kill("group")
+    (killed.folder / f"run-id.{Path(*facts(killed)['run']).name}").touch()  # for the watch
+    watch = Watch(runtime, [killed])
+    killed.strike("group", "kill")
     watch.wait_until_clean()
     assert side.pgsandbox("two", {}, "prune") == ""
     for run in (single, worker, session):
@@ -216,7 +215,7 @@ def test_three_runs_on_somebodys_server(side: Side, tmp_path: Path, runtime: Pat
             run.wait_for("mid-test", workers=workers)
         check_nothing_is_shared([facts(run) for run in side.runs], "address")
         token = facts(killed)["server"].pop()
-        killed.kill("group")
+        killed.strike("group", "kill")
         of_killed = f"SELECT datname FROM pg_database WHERE datname LIKE 'pgsandbox!_{token}!_%' ESCAPE '!'"
         assert theirs.server.execute(of_killed) != []
         assert eventually(lambda: theirs.server.execute(of_killed) == [])
