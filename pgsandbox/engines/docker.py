@@ -43,6 +43,9 @@ _SEEDED = "seeded.json"
 
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _IN_FLIGHT = 2.0
+_LATE = 60.0
+"""Seconds in which a daemon that was too slow for its starter may still do what it was asked for."""
+
 _STOP_TIMEOUT = 60.0
 _ASK = 5.0
 """Seconds for what is only asked to say more in an error."""
@@ -376,8 +379,9 @@ class DockerWard:
         asked = read_record(self._folder / container.ASKED)
         if asked is None:  # the daemon was never asked for a container
             return
-        # The starter may have died while the daemon was still at work for it.
-        _until(lambda: self._remove_container() or asked["id"] is not None, timeout=_IN_FLIGHT)
+        # The starter may have died while the daemon was still at work for it, or not have waited for that.
+        patience = _LATE if asked.get("is_late") else _IN_FLIGHT
+        _until(lambda: self._remove_container() or asked["id"] is not None, timeout=patience)
         if read_record(self._folder / _SEEDED) is not None:
             _until(self._remove_seed, timeout=_IN_FLIGHT)
 
