@@ -10,7 +10,7 @@ import re
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from pgsandbox.errors import EngineError, NotReadyError, PgsandboxError, SeedErr
 from pgsandbox.run import write_record
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import docker
 
     from pgsandbox.engines.topology import Topology
@@ -52,9 +54,8 @@ def start(
     for tmpfs in (order.seeding is Seeding.NONE, False):
         parts = _parts(client, choice, order, password, where, tmpfs=tmpfs)
         try:
-            write_record(order.folder / ASKED, {"id": None})  # asked for
-            container: str = client.api.create_container(name=name, **parts)["Id"]
-            write_record(order.folder / ASKED, {"id": container})
+            with _asked(order.folder) as answer:
+                container = answer(client.api.create_container(name=name, **parts)["Id"])
             if _PASSWORD_FILE in parts["environment"]:
                 client.api.put_archive(container, "/", _file(PASSWORD, password))
             output = Output(client.api.attach(container, stdout=True, stderr=True, stream=True, logs=True))
@@ -79,13 +80,31 @@ def create_only(client: docker.DockerClient, image: str, *, name: str, order: Or
     """Create a container that is not to be started; its id. Raises SeedError when there is no such image."""
     import docker
 
-    write_record(order.folder / ASKED, {"id": None})
     try:
-        container: str = client.api.create_container(image, command=["true"], name=name, labels=_labels(order))["Id"]
+        with _asked(order.folder) as answer:
+            create = client.api.create_container
+            return answer(create(image, command=["true"], name=name, labels=_labels(order))["Id"])
     except docker.errors.NotFound as problem:
         raise SeedError("the kept template has gone", why=f"somebody removed the image {image}") from problem
-    write_record(order.folder / ASKED, {"id": container})
-    return container
+
+
+@contextlib.contextmanager
+def _asked(folder: Path) -> Iterator[Callable[[str], str]]:
+    """Note that the daemon is being asked for a container; what the block calls with the id, once it has answered.
+
+    One that has not answered in time may make it yet, long after nobody waits for it any more.
+    """
+
+    def answer(container: str) -> str:
+        write_record(folder / ASKED, {"id": container})
+        return container
+
+    write_record(folder / ASKED, {"id": None})
+    try:
+        yield answer
+    except NotReadyError:
+        write_record(folder / ASKED, {"id": None, "is_late": True})
+        raise
 
 
 def run(client: docker.DockerClient, container: str, command: list[str], *, timeout: float) -> str:

@@ -41,7 +41,9 @@ _SEEDED = "seeded.json"
 _GRANT = "/dev/shm/pgsandbox-grant"  # noqa: S108 -- inside the container
 _SET_GRANT = f'echo "$1" >{_GRANT}.new && mv {_GRANT}.new {_GRANT}'
 _IN_FLIGHT = 2.0
-_COPYING = 60.0
+_LATE = 60.0
+"""Seconds in which a daemon may still do what it was asked for by somebody who has died, or given up."""
+
 _STOP_TIMEOUT = 60.0
 _ASK = 5.0
 """Seconds for what is only asked to say more in an error."""
@@ -391,11 +393,12 @@ class DockerWard:
         asked = read_record(self._folder / container.ASKED)
         if asked is None:  # the daemon was never asked for a container
             return
-        # The starter may have died while the daemon was still at work for it.
+        # The starter may have died while the daemon was still at work for it, or not have waited for that.
         seeded = read_record(self._folder / _SEEDED)
         if seeded is not None and not seeded["is_made"]:
-            _until(lambda: not self._is_being_copied(), timeout=_COPYING)
-        _until(lambda: self._remove_container() or asked["id"] is not None, timeout=_IN_FLIGHT)
+            _until(lambda: not self._is_being_copied(), timeout=_LATE)
+        patience = _LATE if asked.get("is_late") else _IN_FLIGHT
+        _until(lambda: self._remove_container() or asked["id"] is not None, timeout=patience)
         if seeded is not None:
             _until(lambda: self._remove_seed(or_none=seeded["is_made"]), timeout=_IN_FLIGHT)
 

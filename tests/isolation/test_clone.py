@@ -156,7 +156,7 @@ def test_what_belongs_to_the_database_but_not_to_its_files_is_carried_over(some_
 def test_a_database_that_could_not_be_made_anew_is_the_next_time(
     some_target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meanwhile its role may log in, so that whoever looks for the reason finds no other."""
+    """Meanwhile its role may log in: whoever looks for the reason finds no other, and nothing of ours breaks."""
 
     def fail(*_: object, **__: object) -> None:
         raise ServerError("there is no space")
