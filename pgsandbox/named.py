@@ -212,7 +212,7 @@ def prune() -> tuple[list[str], list[PgsandboxError]]:
     removed, trouble = sweep.sweep()
     with contextlib.suppress(EngineError):
         from pgsandbox.engines.daemon import connect
-        from pgsandbox.engines.docker import remove_orphans
+        from pgsandbox.engines.wards.docker import remove_orphans
 
         with contextlib.closing(connect()) as client:
             removed += remove_orphans(client)

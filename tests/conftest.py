@@ -18,9 +18,10 @@ import pytest
 
 from pgsandbox.cache import Cache
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # As in a shell's background job. What is started here would not hear of Ctrl-C, either.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+    # As in a shell's background job, and under nohup. What is started here would not hear of it, either.
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 TARGETS = ("docker-15", "docker-18", "local-15", "local-16", "local-17", "local-18")
 LEFT_DEADLINE = 5.0

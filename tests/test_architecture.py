@@ -53,7 +53,8 @@ LAYERS = """
     server  database                                        a server, a database as its user sees it
     contact                                                 our connections to a server, and whether it answers
     engines.docker  engines.local  engines.external         where a server can run
-    engines.images  engines.registry                        kept templates as images, here and elsewhere
+    engines.wards.docker  engines.wards.local               one server as its supervisor looks after it
+    engines.wards  engines.images  engines.registry         kept templates as images, here and elsewhere
     engines.container                                       one container
     engines.memory                                          what a killed server leaves
     engines                                                 what all engines have in common
@@ -72,6 +73,8 @@ LAYERS = """
 UPWARDS = {
     ("engines", "engines.docker"): "an engine is loaded when it is chosen",
     ("engines", "engines.local"): "the same",
+    ("engines", "engines.wards.docker"): "a ward is loaded by its supervisor",
+    ("engines", "engines.wards.local"): "the same",
     ("engines", "engines.external"): "the same",
     ("plugin", "xdist"): "hooks that are registered only where xdist is",
 }
@@ -90,6 +93,7 @@ OUTSIDE = {
         "engines.images",
         "engines.registry",
         "engines.topology",
+        "engines.wards.docker",
     },
     "testcontainers": {"engines.daemon", "engines.topology"},
 }

@@ -22,8 +22,9 @@ from conftest import image
 from machine import OtherUser, derived_image, needs_root, other_user, running, with_mounts
 
 from pgsandbox import places
-from pgsandbox.engines import binaries, local
-from pgsandbox.engines.local import LocalWard
+from pgsandbox.engines import binaries
+from pgsandbox.engines.wards import local
+from pgsandbox.engines.wards.local import LocalWard
 from pgsandbox.errors import ServerError
 
 TESTS = """\

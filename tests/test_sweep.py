@@ -291,7 +291,7 @@ def test_an_error_of_a_sweep_says_what_is_left(
         raise RuntimeError("the tape is torn")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pgsandbox.engines.local.LocalWard.remove", refuse)
+        broken.setattr("pgsandbox.engines.wards.local.LocalWard.remove", refuse)
         removed, trouble = sweep()
     assert removed == []
     [problem] = trouble

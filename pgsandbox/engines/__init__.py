@@ -246,11 +246,11 @@ def named(name: str) -> Engine:
 def ward(spec: dict[str, Any]) -> Ward:
     """The ward that a supervisor was given as `spec`, by the name of its engine."""
     if spec["engine"] == "docker":
-        from pgsandbox.engines.docker import DockerWard
+        from pgsandbox.engines.wards.docker import DockerWard
 
         return DockerWard(spec)
     if spec["engine"] == "local":
-        from pgsandbox.engines.local import LocalWard
+        from pgsandbox.engines.wards.local import LocalWard
 
         return LocalWard(spec)
     from pgsandbox.engines.external import ExternalWard

@@ -21,8 +21,9 @@ from conftest import Target
 from machine import OtherUser, needs_root, other_user, own_address, running, with_mounts
 
 from pgsandbox import places
-from pgsandbox.engines import binaries, local, named
-from pgsandbox.engines.local import LocalWard
+from pgsandbox.engines import binaries, named
+from pgsandbox.engines.wards import local
+from pgsandbox.engines.wards.local import LocalWard
 
 STARTED = """\
 import json, os, sys

@@ -1,0 +1,1 @@
+"""What supervisors look after: one server each, whoever started it."""
