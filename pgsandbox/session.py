@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox import pools
+from pgsandbox import interrupts, pools
 from pgsandbox.environment import Environment
 from pgsandbox.errors import PgsandboxError, StepError, VerifyError, first_line
 from pgsandbox.identity import RUN_VARIABLE, Identity
@@ -20,6 +20,8 @@ from pgsandbox.masking import mask
 from pgsandbox.notes import Notes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pgsandbox.database import Database
     from pgsandbox.engines import Progress
     from pgsandbox.sandbox import Sandbox
@@ -48,6 +50,7 @@ class Session:
         self._sandbox: Sandbox | None = None
         self._failure: PgsandboxError | None = None
         self._background: threading.Thread | None = None
+        self._end_putting_off: Callable[[], None] | None = None
         self._burials: list[threading.Thread] = []
         self._is_dirty = False
         self._last: str | None = None
@@ -107,6 +110,7 @@ class Session:
                 self.sandbox.prepare()
 
         self.sandbox.join()  # here, so that two threads don't each take part in the run
+        self._end_putting_off = interrupts.put_off_in_imports()
         self._background = threading.Thread(target=prepare, name="pgsandbox-prepare", daemon=True)
         self._background.start()
 
@@ -357,6 +361,9 @@ class Session:
             is_looking = self._sandbox is not None and not self._sandbox.has_chosen
             self._background.join(_LOOKING_TIMEOUT if is_looking else _JOIN_TIMEOUT)
             self._background = None
+        if self._end_putting_off is not None:
+            self._end_putting_off()
+            self._end_putting_off = None
         deadline = time.monotonic() + _BURIAL_TIMEOUT
         for burial in self._burials:  # one that has not begun needs the server; one that hangs ends with it
             burial.join(max(0.0, deadline - time.monotonic()))

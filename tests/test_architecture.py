@@ -65,7 +65,7 @@ LAYERS = """
     places  sources                                         our folders; where settings are written
     parcel                                                  a template as a file for elsewhere
     settings  shell  command  libpq  pools  scram  tuning  bounded  locks   values, and other programs' ways
-    masking                                                 passwords out of what pytest shows
+    masking  interrupts                                     passwords out of what pytest shows; Ctrl-C in imports
     errors
 """
 """From top to bottom; a module may import what is in rows below its own, and nothing else of ours."""
