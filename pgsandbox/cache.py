@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -161,7 +162,21 @@ class Cache:
             except NotReadyError:
                 left.append(entry)
         self.tidy("local", "docker")
+        self._forget_older_formats()
         return gone, left
+
+    def _forget_older_formats(self) -> None:
+        """Remove what earlier versions of pgsandbox kept, which only they could use."""
+        for folder in entries(self.folder.parent):
+            number = folder.name.removeprefix("templates-")
+            if folder.is_symlink() or not (number.isdigit() and int(number) < FORMAT):
+                continue
+            for name in ("local", "docker"):
+                with contextlib.suppress(PgsandboxError):
+                    engine = engines.named(name)
+                    for _, seed in engine.strays(folder, set()):
+                        engine.forget_seed(seed)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def tidy(self, *names: str, held: str | None = None) -> None:
         """Remove what has no record in the engines `names`: of builders that were killed, or in use when it had to go.

@@ -36,7 +36,9 @@ _LAG = 2.0
 """Seconds in which the slot of a connection that was just closed is free again."""
 
 _IN_RECOVERY = r"the database system is (starting up|in recovery mode|not yet accepting|not accepting)"
-_NO_SLOT = "too many clients already|remaining connection slots"
+_PASSES = "too many clients already|remaining connection slots|server closed the connection|Connection reset"
+"""What is over in a moment: a slot just closed, or a handshake that a crash has cut off."""
+
 _END_TIMEOUT = 10.0
 _ENDED = "run again; if nobody ended it on purpose, did memory run out?"
 _SILENT = "is the machine overloaded? Else look at its log, and run again"
@@ -110,7 +112,7 @@ class Contact:
                 return connection
             except psycopg.OperationalError as problem:
                 waited, said = time.monotonic() - began, str(problem)
-                passes = _LAG if re.search(_NO_SLOT, said) else self._timeout if re.search(_IN_RECOVERY, said) else 0.0
+                passes = self._timeout if re.search(_IN_RECOVERY, said) else _LAG if re.search(_PASSES, said) else 0.0
                 if waited >= passes:
                     self._give_up(problem)
                 time.sleep(0.02)
@@ -148,7 +150,7 @@ class Contact:
         if is_ours and not (is_slow or condition.is_running or condition.is_halted):
             condition = replace(condition, is_over=True)  # where nobody listens any more, nobody will again
         why = condition.why if condition.is_over or condition.is_halted else f"{said}\n{condition.why}".strip()
-        is_final = (is_slow or is_ours) and not condition.is_halted
+        is_final = (is_slow or (is_ours and not condition.is_running)) and not condition.is_halted
         self._lose(condition, why, is_final=is_final, problem=problem)
 
     def _lose(

@@ -110,7 +110,8 @@ class Database:
         try:
             with _telling_pools():
                 self.isolation.reset()
-        except CutError:  # the server crashed meanwhile, and has recovered, or will say why not
+        except CutError as problem:  # the server crashed meanwhile, and has recovered, or will say why not
+            self.isolation.made_anew.append(problem.message)
             self.remake()
 
     def is_untouched(self) -> bool:

@@ -141,6 +141,11 @@ def is_supervised(folder: Path) -> bool:
     return _is_locked(folder / _SUPERVISED, by_sharers=False)
 
 
+def is_supervised_by(folder: Path, pid: int) -> bool:
+    """Whether it is, and as far as the kernel tells, by the process `pid`."""
+    return is_supervised(folder) and locks.has_open(pid, folder / _SUPERVISED) is not False
+
+
 def supervisor_of(folder: Path) -> str | None:
     """Who supervises `folder`, and whether somebody has stopped it, in words; None where nobody knows."""
     return locks.held_by(folder / _SUPERVISED)

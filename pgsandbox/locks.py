@@ -36,13 +36,15 @@ def holders(file: Path) -> list[int]:
         for line in _TABLE.read_text(encoding="ascii").splitlines():
             # 1: FLOCK  ADVISORY  WRITE 2345 00:19:67 0 EOF (proc(5)); who waits for one has an arrow in front.
             words = line.split()
-            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == wanted and _has_open(int(words[4]), file):
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == wanted and has_open(int(words[4]), file):
                 found.add(int(words[4]))
     return sorted(found)
 
 
-def _has_open(pid: int, file: Path) -> bool:
-    """Whether a process has `file` open: other file systems have files of the same number."""
+def has_open(pid: int, file: Path) -> bool | None:
+    """Whether a process has `file` open: other file systems have files of the same number. None if nobody tells."""
+    if not Path("/proc/self/fd").is_dir():
+        return None
     with contextlib.suppress(OSError):
         return any(link.exists() and link.samefile(file) for link in Path(f"/proc/{pid}/fd").iterdir())
     return False

@@ -296,7 +296,8 @@ def _named(file: Path) -> Named | None:
         is_whole = bool(one.env["PGPORT"] and one.shown_ttl and one.age)
     except (TypeError, ValueError, AttributeError) as problem:
         raise damaged(file, problem) from problem
-    return one if is_whole and lease.is_supervised(file.parent / "servers" / one.token) else None
+    folder = file.parent / "servers" / one.token
+    return one if is_whole and lease.is_supervised(folder) and not (folder / supervised.ENDED).exists() else None
 
 
 def _granted_anew(found: Named, settings: Settings) -> Named:

@@ -259,10 +259,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember a failure, and tell no password of it; where connections ran out, name those who hold them."""
     report = yield
+    session = session_of(item.config)
+    if report.longrepr:  # an expected failure has one, too
+        report.longrepr = session.masked(report.longrepr)
     if report.failed:
         item.stash[_FAILED] = True
-        session = session_of(item.config)
-        report.longrepr = session.masked(report.longrepr)
         said = report.longreprtext
         for more in (session.holders(item.nodeid, said), session.lost(said)):
             if more is not None:

@@ -78,6 +78,7 @@ class Server:
         self._contact = Contact(running, timeout=timeout)
         self.names = Names() if running.engine != "external" else Names(f"pgsandbox_{running.token}")
         self._template_follows = bool(running.detail.get("template_follows"))
+        self._last_birth: str | None = running.detail.get("born")
 
     def __repr__(self) -> str:
         return f"<Server PostgreSQL {self.version} ({self.engine}) at {self.address}>"
@@ -160,6 +161,11 @@ class Server:
         """When its processes were started: anew when one of them crashed and all the others were ended for that."""
         found = self.execute(_BIRTH)
         return str(found[0][0]) if found else ""
+
+    def has_crashed_again(self) -> bool:
+        """Whether PostgreSQL has crashed, and recovered, since this was last asked."""
+        last, self._last_birth = self._last_birth, self.birth()
+        return last is not None and self._last_birth != last
 
     @property
     def has_crashed(self) -> bool:

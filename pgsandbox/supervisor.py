@@ -14,6 +14,7 @@ import select
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ def _look_after(spec: dict[str, Any], signals: _Signals) -> None:
         ward = engines.ward(spec)
         try:
             if _begin(ward):
-                _sweep_others(folder)
+                # Beside our own work: of the dead, some may be with an engine that does not answer.
+                threading.Thread(target=_sweep_others, args=[folder], daemon=True).start()
                 _watch(ward, folder, Path(spec["lease"]), signals)
         finally:
             _remove(ward, folder)

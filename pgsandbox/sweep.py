@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgsandbox import engines, lease
-from pgsandbox.engines.supervised import SPEC
+from pgsandbox.engines.supervised import ENDED, SPEC
 from pgsandbox.errors import PgsandboxError, PlaceError, ServerError
 from pgsandbox.run import KEEPING, all_runs, entries, read_record
 
@@ -77,9 +77,11 @@ def _sweep_server(folder: Path) -> Iterator[str]:
         with lease.if_nobody_holds(held_by[-1]) as free:
             if not free or any(lease.is_held(one) for one in held_by[:-1]):
                 return
-            if spec is not None:
-                _remove(spec)
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # from here on nobody takes it for one that lives, or waits for us
+                (folder / ENDED).touch(mode=0o600)
+        if spec is not None:
+            _remove(spec)
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         mark.release()
     yield f"{spec['engine'] if spec else 'unfinished'} server {folder.name}"

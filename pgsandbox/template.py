@@ -16,7 +16,7 @@ from pgsandbox import libpq, scram, steps
 from pgsandbox.contact import disk_full
 from pgsandbox.database import Address, Database
 from pgsandbox.errors import PgsandboxError, TemplateError
-from pgsandbox.isolation import sequences
+from pgsandbox.isolation import sequences, unlogged
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Progress
@@ -166,8 +166,8 @@ def _seal(server: Server) -> Facts:
         connection.execute("VACUUM (FREEZE, ANALYZE)")
         connection.execute("RESET ROLE")
         values = sequences.settle(connection) if server.is_ours else []
-        unlogged = tuple(name for (name,) in connection.execute(_UNLOGGED))
-    facts = replace(_facts(server), sequences=tuple(values), unlogged=unlogged, why_clone=_why_clone(server))
+        lost_in_crash = unlogged.filled(connection)
+    facts = replace(_facts(server), sequences=tuple(values), unlogged=lost_in_crash, why_clone=_why_clone(server))
     server.disconnect(names.template)
     server.allow_connections(names.template, False)
     server.retire_login(names.builder)
@@ -243,13 +243,6 @@ def _set(server: Server, target: sql.Composed, setting: str, value: str) -> None
     shown = sql.SQL(", ").join(sql.Literal(one) for one in values)
     server.execute(sql.SQL("ALTER {} SET {} TO {}").format(target, name, shown))
 
-
-_UNLOGGED = """
-SELECT oid::regclass::text FROM pg_class
-WHERE relpersistence = 'u' AND relkind IN ('r', 'm') AND pg_relation_size(oid) > 0
-UNION ALL SELECT seqrelid::regclass::text FROM pg_sequence JOIN pg_class c ON c.oid = seqrelid
-WHERE relpersistence = 'u' AND pg_sequence_last_value(seqrelid) IS NOT NULL ORDER BY 1
-"""
 
 _LISTS = frozenset(
     {

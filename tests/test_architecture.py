@@ -47,7 +47,7 @@ LAYERS = """
     isolation.reset.wal  isolation.reset.errors
     isolation.verify.dump  isolation.verify.differences     what is compared to prove a reset
     isolation.verify.indexes  isolation.verify.surroundings
-    isolation.sequences
+    isolation.sequences  isolation.unlogged
     isolation  fingerprint                                  how a baseline comes back, what one is made of
     steps                                                   what may build a template
     server  database                                        a server, a database as its user sees it

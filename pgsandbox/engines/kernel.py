@@ -104,7 +104,7 @@ def _processes() -> Iterator[tuple[int, int, str]]:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError, IndexError, ValueError):
                     state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-                    yield int(entry.name), int(parent), state.upper()
+                    yield int(entry.name), int(parent), state
         return
     said = subprocess.run(
         ["/bin/ps", "-A", "-o", "pid=,ppid=,state="], capture_output=True, text=True, check=False, timeout=_PS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,10 @@ def free(data: Path) -> None:
     Nothing where there is no such memory, or the kernel does not list it (macOS).
     """
     try:
-        folder = data.stat()
+        folder = data.lstat()
     except OSError:
+        return
+    if not stat.S_ISDIR(folder.st_mode):  # a link may lead to somebody else's
         return
     libc = kernel.libc()
     for id_ in _candidates(folder):

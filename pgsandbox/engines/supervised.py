@@ -199,9 +199,12 @@ def complete(folder: Path) -> None:
 
 
 def _signal(folder: Path, number: signal.Signals) -> bool:
-    """Send a signal to the supervisor of `folder`; whether it is known who that is."""
+    """Send a signal to the supervisor of `folder`; whether it is known who that is.
+
+    Its pid is what it calls itself: to us, in another container, that may be somebody else.
+    """
     record = read_record(folder / PID)
-    if record is None or not lease.is_supervised(folder):
+    if record is None or not lease.is_supervised_by(folder, record["pid"]):
         return False
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(record["pid"], number)

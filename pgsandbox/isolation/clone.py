@@ -9,6 +9,7 @@ import psycopg
 
 from pgsandbox import pools
 from pgsandbox.errors import ServerError
+from pgsandbox.isolation import unlogged
 from pgsandbox.isolation.reset import wal
 from pgsandbox.server import limit_with_ours
 
@@ -21,11 +22,6 @@ SELECT sessions FROM pg_stat_database WHERE datname = %s AND NOT EXISTS (
     SELECT FROM pg_stat_activity WHERE datname = %s AND backend_type <> 'autovacuum worker'
 )
 """
-
-
-_UNLOGGED: LiteralString = (
-    "SELECT oid::regclass::text FROM pg_class WHERE relpersistence = 'u' AND relkind IN ('r', 'm', 'S') ORDER BY 1"
-)
 
 
 class CloneIsolation:
@@ -43,6 +39,7 @@ class CloneIsolation:
         self._budget = budget
         self._numbers = itertools.count(1)
         self._snapshots: set[str] = set()
+        self._unlogged: dict[str, tuple[str, ...]] = {}
         self._written = 0
         self._visits: int | None = None
 
@@ -117,6 +114,8 @@ class CloneIsolation:
             self._server.create_database(name, template=self._name)
         finally:
             self._server.allow_connections(self._name, True)
+        with self._server.inside(name) as connection:
+            self._unlogged[name] = unlogged.filled(connection)
         self._server.allow_connections(name, False)
         self._snapshots.add(name)
         return name
@@ -147,9 +146,10 @@ class CloneIsolation:
     def _finish(self, source: str) -> None:
         """Give a copy of `source` what its files do not bring. Raises ServerError where they no longer bring all."""
         if self._server.has_crashed and (lost := self._lost_in(source)):
+            where = ", in the template, too" if source == self._template else ""
             raise ServerError(
                 "PostgreSQL crashed, and the content of unlogged tables with it: tests can't start from their baseline",
-                why=f"recovery empties them, in the template, too: {', '.join(lost)}",
+                why=f"recovery empties them{where}: {', '.join(lost)}",
                 hint="run again; who or what killed one of its processes?",
             )
         self._facts.apply(self._server, self._name, self._login)
@@ -170,12 +170,9 @@ class CloneIsolation:
         found = self._server.execute(_VISITORS, [self._name, self._name])
         return int(found[0][0]) if found else None
 
-    def _lost_in(self, source: str) -> list[str]:
+    def _lost_in(self, source: str) -> tuple[str, ...]:
         """What was in `source` before a crash, and is no longer, as far as that can be told."""
-        if source == self._template:
-            return list(self._facts.unlogged)
-        with self._server.inside(self._name) as connection:
-            return [name for (name,) in connection.execute(_UNLOGGED)]
+        return self._facts.unlogged if source == self._template else self._unlogged.get(source, ())
 
     def _position(self) -> int:
         """How far the server's log is written, in bytes."""

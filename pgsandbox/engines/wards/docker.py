@@ -137,8 +137,9 @@ def remove_orphans(client: docker.DockerClient) -> list[str]:
     for found in client.api.containers(all=True, filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
         token = found["Labels"].get(LABEL_SERVER, "")
         if container.is_server(found, token) and not _is_alive(token):
-            container.remove(client, found["Id"])
-            removed.append(f"container pgsandbox-{token}")
+            with contextlib.suppress(docker.errors.APIError):  # the next start tries again
+                container.remove(client, found["Id"])
+                removed.append(f"container pgsandbox-{token}")
     for image in client.api.images(filters={"label": f"{LABEL_OWNER}={places.home_id()}"}):
         token = image["Labels"].get(LABEL_SERVER, "")
         tags = images.tags_of(image)

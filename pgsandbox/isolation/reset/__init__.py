@@ -95,7 +95,7 @@ class ResetIsolation:
 
     def _in_words(self, problem: Exception) -> str:
         """Why a reset was given up, of which this is the sign that we have."""
-        if self._server.is_ours and self._server.has_crashed:
+        if self._server.is_ours and self._server.has_crashed_again():
             return "PostgreSQL crashed, and recovered"
         return first_line(problem) if self._watch.has_past else _WAITED
 

@@ -75,7 +75,7 @@ class Shared:
         self._server.execute(sql.SQL("ALTER ROLE {} NOLOGIN").format(sql.Identifier(self._login)))
         try:
             yield
-        except Exception:
+        except BaseException:  # also when it is interrupted
             with contextlib.suppress(PgsandboxError):
                 self._relogin()
             raise
