@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
-from pgsandbox import connections, engines, places, scram, sources, steps, tuning
+from pgsandbox import connections, engines, guard, places, scram, sources, steps, tuning
 from pgsandbox.database import Address, Database
 from pgsandbox.engines import Choice, Progress, supervised
 from pgsandbox.errors import PgsandboxError, ServerError, UsageError
@@ -31,6 +31,7 @@ NAMED = "named-"
 """Records of a run that begin so are what the command line finds by name."""
 
 _END_TIMEOUT = 5.0
+_GUARD_POLL = 1.0
 
 
 def _silent(_text: str) -> None:
@@ -80,6 +81,7 @@ class Sandbox:
         self._fingerprint: Fingerprint | None = None
         self._launching: Launcher | None = None
         self._spare: supervised.Handle | None = None
+        self._guard: guard.Guard | None = None
         self._databases: dict[str, tuple[Database, CloneIsolation | ResetIsolation]] = {}
         self._fresh = 0
 
@@ -208,6 +210,9 @@ class Sandbox:
         for _, isolation in self._databases.values():
             isolation.close()
         self._databases.clear()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -376,6 +381,7 @@ class Sandbox:
     def _isolation(self, name: str, password: str) -> CloneIsolation | ResetIsolation:
         clones = self._clones(name, name)
         if self.settings.isolation != "reset" or self._facts.why_clone is not None:
+            self._guard = self._guard or guard.Guard(self.server, guard.is_there, poll=_GUARD_POLL)
             return clones
 
         def relogin() -> None:

@@ -50,6 +50,7 @@ LAYERS = """
     isolation.sequences  isolation.unlogged
     isolation  fingerprint                                  how a baseline comes back, what one is made of
     steps                                                   what may build a template
+    guard                                                   who notices for a test that its server is silent
     server  database                                        a server, a database as its user sees it
     contact                                                 our connections to a server, and whether it answers
     engines.docker  engines.local  engines.external         where a server can run

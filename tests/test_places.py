@@ -211,9 +211,9 @@ def test_without_shared_memory_the_temporary_folder_serves(elsewhere: Path) -> N
 
 def test_data_goes_to_memory_only_where_a_server_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(places, "_free", lambda _folder: 512 << 20)
+    monkeypatch.setattr(places, "free", lambda _folder: 512 << 20)
     assert places.data_folder("token") == tmp_path / "pgsandbox-data-token"
-    monkeypatch.setattr(places, "_free", lambda _folder: (512 << 20) - 1)
+    monkeypatch.setattr(places, "free", lambda _folder: (512 << 20) - 1)
     assert places.data_folder("token") != tmp_path / "pgsandbox-data-token"
 
 

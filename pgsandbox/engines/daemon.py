@@ -40,7 +40,7 @@ def connect(
 ) -> docker.DockerClient:
     """A client of the daemon that Docker's own would use: host, context, TLS and credentials are resolved alike.
 
-    Where that finds nobody, of the Podman that `podman_instead` found, or of `host`, which it found before. With
+    Where that finds nobody, of the Podman that `podman_instead` found; with `host`, of what `host_of` said before. With
     `timeout` all that is asked of it has so many seconds together, up to a pull. Its calls raise NotReadyError when
     that is over, EngineError when the daemon goes away. One that does not answer at all within `probe` seconds is none:
     EngineError with the addresses that were tried.
@@ -58,7 +58,7 @@ def connect(
     from testcontainers.core.docker_client import DockerClient, get_docker_host
 
     logging.getLogger("testcontainers.core.docker_client").setLevel(logging.WARNING)
-    podman, named = host or podman_instead(), get_docker_host()
+    podman, named = (podman_instead() if host is None else host or None), get_docker_host()
     address = podman or named or f"unix://{DOCKER}"
     client = None
     patience = _Patience(address, timeout)
@@ -73,6 +73,7 @@ def connect(
         client.ping()
         client.api.timeout = int(_API_TIMEOUT)
         client.api.send = patience.watch(client.api.send)  # type: ignore[method-assign]
+        client.api.pgsandbox_host = podman or ""  # type: ignore[attr-defined]
     except (docker.errors.DockerException, OSError, ValueError) as problem:
         if client is not None:
             client.close()
@@ -104,13 +105,18 @@ def podman_instead() -> str | None:
     return next((f"unix://{path}" for path in _podman_sockets() if _answers(path)), None)
 
 
+def host_of(client: docker.DockerClient) -> str:
+    """Whom a client of `connect` talks to, for whoever has to ask the same daemon again, whichever answers then."""
+    return str(client.api.pgsandbox_host)  # type: ignore[attr-defined]
+
+
 def nature(client: docker.DockerClient) -> str:
     """What answers, if that is not Docker: `Podman 4.3.1`, and where, if nobody named it."""
     server = client.api.get(f"{client.api.base_url}/_ping").headers.get("Server", "")
     name, _, version = server.partition(" ")[0].partition("/")
     if name != "Libpod":
         return ""
-    instead = podman_instead()
+    instead = host_of(client)
     return f"Podman {version}" + (
         f" at {instead.removeprefix('unix://')}, as Docker does not answer" if instead else ""
     )

@@ -52,7 +52,7 @@ class DockerEngine:
         """The image that would be started, pulled if need be. Raises EngineError."""
         wanted = settings.version or container.DEFAULT_MAJOR
         name = settings.image.replace("{version}", str(wanted))
-        image, nature = _image(name, settings.timeout, progress)
+        image, nature, host = _image(name, settings.timeout, progress)
         config = image.attrs["Config"]
         environ = dict(pair.partition("=")[::2] for pair in config.get("Env") or [])
         command = [*(config.get("Entrypoint") or []), *(config.get("Cmd") or [])]
@@ -76,6 +76,7 @@ class DockerEngine:
             why=nature,
             detail={
                 "content": _content(image.attrs),
+                "host": host,
                 "entrypoint": config.get("Entrypoint") or [],
                 "data": environ.get("PGDATA", "/var/lib/postgresql/data"),
                 "volumes": sorted(config.get("Volumes") or {}),
@@ -86,10 +87,10 @@ class DockerEngine:
         """A running server; raises ServerError, NotReadyError or EngineError."""
         name = f"pgsandbox-{order.token}"
         spec: dict[str, Any] = {"engine": self.name, "container": name, "seed": f"{images.SEEDS}:{order.token}"}
-        spec["host"] = daemon.podman_instead()  # where Docker may be started meanwhile, and be asked in vain
+        daemons_host = spec["host"] = choice.detail["host"]
         with contextlib.ExitStack() as stack:
             deadline = time.monotonic() + order.timeout
-            client = stack.enter_context(contextlib.closing(daemon.connect(timeout=order.timeout)))
+            client = stack.enter_context(contextlib.closing(daemon.connect(daemons_host, timeout=order.timeout)))
             where = topology(client)
             spec["beside"] = where.network is not None
             stack.callback(supervised.start_for(order, spec).detach)
@@ -124,6 +125,7 @@ class DockerEngine:
             password=password,
             detail={
                 "container": id_,
+                "host": daemons_host,
                 "name": name,
                 "is_kept": order.seeding is Seeding.KEPT,
                 "template_follows": order.seed is not None,
@@ -136,7 +138,7 @@ class DockerEngine:
         """An image of the cluster of `running`, its server stopped cleanly; of `folder` only the name is needed."""
         is_kept = running.detail["is_kept"]
         labels = images.labels_of_kept(folder, note) if is_kept else {}
-        with contextlib.closing(daemon.connect()) as client:
+        with contextlib.closing(daemon.connect(running.detail.get("host"))) as client:
             id_ = running.detail["container"]
             done = container.run(client, id_, _stop(running.detail["layout"]), timeout=max(timeout, _STOP_TIMEOUT))
             if "clean" not in done:
@@ -161,7 +163,10 @@ class DockerEngine:
     ) -> dict[str, Any]:
         """An image of the cluster's files on top of this machine's own copy of the same image."""
         tag = images.tag_of(folder, name)
-        with contextlib.closing(daemon.connect()) as client, _helper(client, choice.what, order) as helper:
+        with (
+            contextlib.closing(daemon.connect(choice.detail["host"])) as client,
+            _helper(client, choice.what, order) as helper,
+        ):
             images.put(client, helper, content, str(Path(container.SEED).parent))
             images.keep(client, _commit(client, helper, order.folder, images.labels_of_kept(folder, note)), tag)
             return {"image": tag, "size": images.size_on(client, tag, choice.what)}
@@ -183,7 +188,7 @@ class DockerEngine:
     def keep(self, image: str, choice: Choice, *, folder: Path, name: str) -> dict[str, Any]:
         """A seed to be kept, of an image that is here already."""
         tag = images.tag_of(folder, name)
-        with contextlib.closing(daemon.connect()) as client:
+        with contextlib.closing(daemon.connect(choice.detail["host"])) as client:
             images.rename(client, image, tag)
             return {"image": tag, "size": images.size_on(client, tag, choice.what)}
 
@@ -217,7 +222,7 @@ class DockerEngine:
         """The last `lines` lines that the container printed."""
         import docker
 
-        with contextlib.closing(daemon.connect()) as client:
+        with contextlib.closing(daemon.connect(running.detail.get("host"))) as client:
             try:
                 said = client.api.logs(running.detail["container"], tail=lines, stdout=True, stderr=True)
             except docker.errors.APIError as problem:
@@ -230,7 +235,7 @@ class DockerEngine:
         if said is not None:
             return over(said)
         try:
-            with contextlib.closing(daemon.connect(timeout=_ASK)) as client:
+            with contextlib.closing(daemon.connect(running.detail.get("host"), timeout=_ASK)) as client:
                 return container.condition(client, running.detail["container"], running.detail["name"])
         except PgsandboxError as problem:
             return Condition(why=f"{problem.message} ({first_line(problem.why, 'it did not say why')})")
@@ -241,7 +246,7 @@ class DockerEngine:
         """Let the container live for `seconds` with nobody connected, and its supervisor wait for that."""
         supervised.grant(Path(running.folder), seconds)
         command = ["sh", "-c", _SET_GRANT, "grant", str(int(seconds))]
-        with contextlib.closing(daemon.connect()) as client:
+        with contextlib.closing(daemon.connect(running.detail.get("host"))) as client:
             container.run(client, running.detail["container"], command, timeout=_STOP_TIMEOUT)
 
 
@@ -292,7 +297,12 @@ def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[s
     """A container of `image` that is never started, for the sake of its files; it goes with this process."""
     places.private(order.folder)
     name = f"pgsandbox-{order.token}"
-    spec = {"engine": "docker", "container": name, "seed": f"{images.SEEDS}:{order.token}"}
+    spec = {
+        "engine": "docker",
+        "container": name,
+        "seed": f"{images.SEEDS}:{order.token}",
+        "host": daemon.host_of(client),
+    }
     supervised.start_for(order, spec).detach()
     try:
         yield container.create_only(client, image, name=name, order=order)
@@ -300,11 +310,11 @@ def _helper(client: docker.DockerClient, image: str, order: Order) -> Iterator[s
         supervised.end(order.folder, timeout=order.timeout)
 
 
-def _image(name: str, timeout: float, progress: Progress) -> tuple[Any, str]:
-    """The image, and what has it if that is not Docker."""
+def _image(name: str, timeout: float, progress: Progress) -> tuple[Any, str, str]:
+    """The image, what has it if that is not Docker, and where that is, if nobody named it."""
     try:
         with contextlib.closing(daemon.connect(timeout=timeout)) as client:
-            return daemon.image(client, name, progress), daemon.nature(client)
+            return daemon.image(client, name, progress), daemon.nature(client), daemon.host_of(client)
     except NotReadyError as problem:  # where another engine may serve, it is asked
         raise EngineError(problem.message, why=problem.why, looked_at=problem.looked_at, hint=problem.hint) from problem
 

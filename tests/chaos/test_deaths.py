@@ -61,17 +61,15 @@ def test_where_a_worker_that_builds_the_template_is_killed_another_takes_over(
     arena: Arena, runtime: Path, flags: list[str]
 ) -> None:
     """In the middle of its packing, or of the daemon's."""
-    how = {"stop_at": "packing", "is_named": False}
-    runs = [arena.start(flags, scope, salt=f"{flags}{scope}{time.time()}", **how) for scope in SCOPES]
-    watch = Watch(runtime, runs)
-    for run in runs:
+    for scope in SCOPES:  # one after the other: nobody waits there
+        salt = f"{flags}{scope}{time.time()}"
+        run = arena.start(flags, scope, stop_at="packing", is_named=False, salt=salt)
         run.wait_for("packing")
+        watch = Watch(runtime, [run])
         assert set(run.pids_of("builder")) <= set(run.workers())
-        watch.note()
         run.strike("builder", "kill")
-    for run in runs:
         assert (run.wait(), tally(run)) == (1, {"failed": 1, "passed": 3}), run.output
-    watch.wait_until_clean()
+        watch.wait_until_clean()
 
 
 def test_a_killed_init_step_fails_the_run_in_words(arena: Arena, runtime: Path) -> None:

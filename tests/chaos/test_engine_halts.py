@@ -50,15 +50,19 @@ def test_a_halted_server_is_waited_for_once_and_removed(
     assert troubles(result) == [f"the {on.engine} server at 127.0.0.1:# has not answered for 3s ({why})"]
 
 
+@pytest.mark.parametrize("isolation", ["reset", "clone", "none"])
 @pytest.mark.parametrize(("on", "deed", "why", "remedy"), HALTS)
 def test_a_test_that_waits_for_a_halted_server_is_ended_with_it(
-    pytester: pytest.Pytester, inner: Inner, on: Target, deed: str, why: str, remedy: str
+    pytester: pytest.Pytester, inner: Inner, on: Target, deed: str, why: str, remedy: str, isolation: str
 ) -> None:
     """Its driver would wait for ever: TCP says that all is well."""
     halt = ALL if on.engine == "local" else deed
     wait = "connection.execute('SELECT pg_sleep(60)')"
     pytester.makepyfile(suite(f"{SHORT}connection = pgsandbox.connect()\n{halt.strip()}\n{wait}"))
-    result = inner(*on.flags)
+    result = inner(*on.flags, f"--pgsandbox-isolation={isolation}")
+    if isolation == "none":  # nothing of ours asks the server before a test; what asks it is the test
+        result.assert_outcomes(passed=1, failed=2, errors=1)
+        return
     result.assert_outcomes(passed=1, failed=1, errors=2)
     said = (
         f"pgsandbox: the {on.engine} server at 127.0.0.1:# has ended\n"

@@ -7,12 +7,11 @@ place. The snapshot belongs to no transaction that others could see.
 
 from __future__ import annotations
 
-import threading
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pgsandbox.errors import ServerError
+from pgsandbox.guard import Guard
 from pgsandbox.isolation.reset import quiet
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ class Past:
         self.connection = server.connect_inspector(database)
         self.pid = self.connection.info.backend_pid
         self._since = time.monotonic()
-        self._closed = threading.Event()
-        threading.Thread(target=self._give_way, name="pgsandbox-past", daemon=True).start()
+        self._guard = Guard(server, self._give_way, poll=_POLL, is_due=lambda: time.monotonic() - self._since >= _YOUNG)
 
     def renew(self, *, ours: list[int], since: datetime | None) -> quiet.Look:
         """Let go of the snapshot and take a new one; who moved since, as seen right after. Raises psycopg.Error."""
@@ -55,28 +53,15 @@ class Past:
 
     def close(self) -> None:
         """End the session."""
-        self._closed.set()
+        self._guard.close()
         self.connection.close()
 
-    def _give_way(self) -> None:
+    def _give_way(self, connection: psycopg.Connection[Any]) -> bool:
         """End the session when somebody waits for it: a concurrent index build waits for every older snapshot.
 
-        That is a case for a fresh clone anyway. Runs beside the test, on a connection of its own, and only for tests
-        that last.
+        That is a case for a fresh clone anyway. Asked beside the test, and only for tests that last.
         """
-        mine: psycopg.Connection[Any] | None = None
-        while not self._closed.wait(_POLL):
-            if time.monotonic() - self._since < _YOUNG:
-                continue
-            try:
-                mine = mine or self._server.connect_admin("postgres")
-                if mine.execute(_WAITING, [self.pid]).fetchone():
-                    mine.execute("SELECT pg_terminate_backend(%s)", [self.pid])
-                    break
-            except ServerError:  # it has gone: the test will tell; or somebody has paused it, and nobody would
-                self._server.end_if_halted()
-                break
-            except Exception:
-                break
-        if mine is not None:
-            mine.close()
+        if connection.execute(_WAITING, [self.pid]).fetchone():
+            connection.execute("SELECT pg_terminate_backend(%s)", [self.pid])
+            return False
+        return True
