@@ -65,6 +65,22 @@ def test_a_server(pgsandbox, pgsandbox_server):
         print(pgsandbox_server.running.password, file=stream)
     pgsandbox_server.connect_admin("nowhere")
 
+class Much:
+    def __init__(self, url):
+        self.url = url
+
+def open_it(much):
+    raise LookupError("cut in the middle")
+
+@pytest.mark.parametrize("length", range(0, 120, 12))
+def test_a_long_value(pgsandbox, length):
+    Much.__repr__ = lambda self: f"<{'x' * length} {self.url} {'y' * (240 - length)}>"
+    open_it(Much(note(pgsandbox.url)))
+
+@pytest.mark.xfail
+def test_an_expected_failure(pgsandbox_url):
+    assert not note(pgsandbox_url)
+
 @pytest.fixture
 def broken(pgsandbox_url):
     raise LookupError(pgsandbox_url)
@@ -89,14 +105,17 @@ def test_no_traceback_shows_a_password(
     noted.touch(0o600)
     monkeypatch.setenv("NOTED", str(noted))
     pytester.makepyfile(telltale=TELLTALE, test_failures=FAILURES)
-    result = inner(workers, "--showlocals", f"--tb={style}", "-vv")
-    result.assert_outcomes(failed=7, errors=1)
+    words = (workers, "--showlocals", f"--tb={style}", "-vv", "-rx", "--xfail-tb")
+    result = inner(*words)
+    result.assert_outcomes(failed=17, xfailed=1, errors=1)
     pytester.makepyfile(test_import=AT_IMPORT)
-    second = inner(workers, "--showlocals", f"--tb={style}", "-vv", "test_import.py")
+    second = inner(*words, "test_import.py")
     assert "error" in second.stdout.str()
     said = "".join(one.stdout.str() + one.stderr.str() for one in (result, second))
     passwords = set(noted.read_text().split())
     assert passwords
+    pieces = {password[at : at + 4] for password in passwords for at in range(len(password) - 3)}
+    assert not [piece for piece in pieces if f"{piece}..." in said or f"...{piece}" in said]
     assert not [password for password in passwords if password in said]
     assert style == "line" or "pgsandbox_main:***@" in said or "pgsandbox_gw0:***@" in said
 
