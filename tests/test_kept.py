@@ -17,6 +17,7 @@ from conftest import Target
 from pgsandbox import Sandbox, places
 from pgsandbox.cache import Cache, Entry
 from pgsandbox.engines import images, named
+from pgsandbox.fingerprint import FORMAT
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -234,3 +235,24 @@ def test_two_who_tidy_up_at_once_do_not_stumble_over_each_other(
 
     monkeypatch.setattr(docker.APIClient, "images", images_and_then_another_removes_them)
     assert named("docker").strays(Cache().folder, set()) == []
+
+
+@pytest.mark.docker
+def test_what_earlier_versions_kept_is_cleared_too(
+    entry: Entry, own_cache: Path, cli: Cli, client: docker.DockerClient
+) -> None:
+    """They keep it in another format, in a folder beside ours, under a number that is smaller."""
+    older = own_cache / "templates-1"
+    newer, somebodys = own_cache / f"templates-{FORMAT + 1}", own_cache / "templates-mine"
+    for folder in (older, newer, somebodys):
+        folder.mkdir(mode=0o700)
+        (folder / "0123.tar").touch()
+    tag = images.tag_of(older, "0123")
+    container = client.api.create_container(DOCKER.settings["image"])["Id"]
+    images.commit(client, container, tag, images.labels_of_kept(older, {}))
+    client.api.remove_container(container, v=True)
+    assert cli("prune", "--cache").returncode == 0
+    assert [one.name for one in sorted(own_cache.iterdir()) if one.name.startswith("templates")] == sorted(
+        [Cache().folder.name, newer.name, somebodys.name]
+    )
+    assert client.images.list(name=tag) == []

@@ -287,6 +287,15 @@ def test_one_that_has_only_just_begun_can_be_told_to_end(tmp_path: Path) -> None
         assert supervisor.wait() == -signal.SIGTERM
 
 
+def test_a_signal_goes_to_nobody_else_whatever_pid_it_calls_itself(tmp_path: Path) -> None:
+    """In another container, which shares our folder, its pid is somebody else's here."""
+    with child(SLOW, tmp_path) as supervisor, child("print('ready', flush=True); input()") as somebody:
+        assert eventually(lambda: read_record(tmp_path / supervised.PID) is not None)
+        write_record(tmp_path / supervised.PID, {"pid": somebody.pid})
+        assert supervised.end(tmp_path, timeout=0.5) == [tmp_path]
+        assert (somebody.poll(), supervisor.poll()) == (None, None)
+
+
 def test_one_that_does_not_end_is_named(tmp_path: Path) -> None:
     mark = lease.supervise(tmp_path)
     assert supervised.end(tmp_path, timeout=0.1) == [tmp_path]

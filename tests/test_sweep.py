@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from docker import from_env
 from pgsandbox import Sandbox, lease, named, places
 from pgsandbox.cache import Cache
 from pgsandbox.engines import supervised
+from pgsandbox.engines.wards.local import LocalWard
 from pgsandbox.run import Run, all_runs, folder_of, read_record
 from pgsandbox.sweep import sweep
 
@@ -280,6 +283,49 @@ def test_an_image_that_never_got_its_name_is_removed_and_somebodys_is_not(runtim
         assert named.prune() == ([f"image {ours}"], [])
     finally:
         docker("image", "rm", somebodys)
+
+
+def test_a_removal_that_takes_long_keeps_nobody_from_the_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of `up` always has the same name: it may begin again while what it had is still being removed."""
+    server = leave_dead("dead", settings)
+    goes_on, is_removing = threading.Event(), threading.Event()
+    remove = LocalWard.remove
+
+    def slowly(ward: LocalWard) -> None:
+        is_removing.set()
+        assert goes_on.wait(30)
+        remove(ward)
+
+    monkeypatch.setattr(LocalWard, "remove", slowly)
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    assert is_removing.wait(10)
+    with contextlib.closing(Sandbox(**settings, run="dead")) as sandbox:
+        sandbox.join()  # NotReadyError, if it had to wait
+        goes_on.set()
+        sweeper.join(30)
+        assert not server.exists()
+
+
+@pytest.mark.docker
+def test_the_dead_of_an_engine_that_is_silent_hold_up_no_start(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its template, which the supervisor packs, nor its end."""
+    dead = leave_dead("dead", DOCKER)
+    with monkeypatch.context() as patch, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "silent"))
+        silent.listen(100)
+        patch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'silent'}")
+        begun = time.monotonic()
+        with Sandbox(**settings, run="living", root=tmp_path, extensions=["pg_trgm", "unaccent"]) as living:
+            assert living.server.execute("SELECT 1") == [(1,)]
+            living.stop()
+        assert time.monotonic() - begun < 30
+        assert dead.exists()
+    assert f"docker server {dead.name}" in named.prune()[0]
 
 
 def test_an_error_of_a_sweep_says_what_is_left(
