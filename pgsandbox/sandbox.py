@@ -381,7 +381,8 @@ class Sandbox:
     def _isolation(self, name: str, password: str) -> CloneIsolation | ResetIsolation:
         clones = self._clones(name, name)
         if self.settings.isolation != "reset" or self._facts.why_clone is not None:
-            self._guard = self._guard or guard.Guard(self.server, guard.is_there, poll=_GUARD_POLL)
+            if self.server.is_ours and self._guard is None:
+                self._guard = guard.Guard(self.server, guard.is_there, poll=_GUARD_POLL)
             return clones
 
         def relogin() -> None:
