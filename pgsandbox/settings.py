@@ -300,6 +300,9 @@ def _parse(place: Place, name: str, raw: Raw) -> Any:
         raise SettingsError(f"{place.spelled(name)} = {shown} {problem}", hint=hint) from None
 
 
+_MOST_CONNECTIONS = 10_000
+
+
 def _check(settings: Settings) -> None:
     if settings.url and settings.engine not in ("auto", "external"):
         raise SettingsError(
@@ -310,6 +313,12 @@ def _check(settings: Settings) -> None:
     if settings.engine == "external" and not settings.url:
         raise SettingsError(
             "engine = external needs a url", hint="set --pgsandbox-url=postgresql://user:password@host:port/database"
+        )
+    if settings.connections > _MOST_CONNECTIONS:
+        raise SettingsError(
+            f"connections = {settings.connections} is more than a server has for one worker",
+            why="PostgreSQL has 262143 for all together, and makes room for each when it starts",
+            hint=f"{_MOST_CONNECTIONS} is the most; 20 is enough for most applications",
         )
     if settings.superuser and settings.scope == "session":
         raise SettingsError(

@@ -168,7 +168,8 @@ def _granted(folder: Path) -> float:
 def _remove(ward: engines.Ward, folder: Path) -> None:
     with contextlib.suppress(Exception):  # what could not be removed is swept by the next start
         ward.end()
-        (folder / ENDED).touch(mode=0o600)
+        with contextlib.suppress(OSError):  # somebody may have removed the folder, but nobody else knows of its data
+            (folder / ENDED).touch(mode=0o600)
         ward.remove()
         shutil.rmtree(folder, ignore_errors=True)
 

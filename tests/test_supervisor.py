@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -331,6 +332,15 @@ def test_when_the_end_of_a_local_server_is_said_its_process_is_gone(some_target:
         postmaster = int((Path(data) / "postmaster.pid").read_text().splitlines()[0])
         assert sandbox.stop() == []
         assert is_gone(postmaster)
+
+
+def test_a_server_whose_folder_somebody_removed_is_removed_all_the_same(hold: Hold, runtime: Path) -> None:
+    """Whoever tidies up temporary folders knows nothing of its data, which may lie elsewhere."""
+    with hold("run") as holder:
+        data = data_of(server_of("run"))
+        shutil.rmtree(folder_of("run"))
+        holder.kill()
+        assert eventually(lambda: not data.exists())
 
 
 def test_no_defunct_process_gathers_in_a_long_lived_program(some_target: Target) -> None:
