@@ -30,6 +30,8 @@ from children import eventually
 from conftest import LEFT_DEADLINE, processes
 
 from pgsandbox import Sandbox, lease
+from pgsandbox.engines import supervised
+from pgsandbox.run import read_record
 
 needs_root = pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.geteuid() != 0, reason="only root can do this to a Linux machine"
@@ -303,6 +305,23 @@ def inspected(container: str) -> dict[str, Any]:
 
     with contextlib.closing(docker.from_env()) as client:
         found: dict[str, Any] = client.api.inspect_container(container)
+    return found
+
+
+def data_of(server: Path) -> Path:
+    """The data folder of the local server in the folder `server`."""
+    record = read_record(server / supervised.SPEC)
+    assert record is not None
+    return Path(record["data"])
+
+
+def working_in(folder: Path) -> list[int]:
+    """The processes whose working directory is `folder`: those of its server."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str((entry / "cwd").readlink()).removesuffix(" (deleted)") == str(folder):
+                found.append(int(entry.name))
     return found
 
 

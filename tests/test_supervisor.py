@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from children import child, eventually, is_gone
 from conftest import Target, image, left_behind
+from machine import data_of, working_in
 
 from pgsandbox import Sandbox, lease, named
 from pgsandbox.engines import supervised
@@ -89,12 +90,6 @@ def supervisor_of(server: Path) -> int:
     return int(record["pid"])
 
 
-def data_of(server: Path) -> Path:
-    record = read_record(server / supervised.SPEC)
-    assert record is not None
-    return Path(record["data"])
-
-
 def is_over(data: Path, runtime: Path) -> bool:
     """Whether nothing is left: no folder, no process, no data."""
     return not (left_behind(runtime) or data.exists() or working_in(data))
@@ -102,16 +97,6 @@ def is_over(data: Path, runtime: Path) -> bool:
 
 def is_idle(folder: Path) -> bool:
     return not working_in(folder)
-
-
-def working_in(folder: Path) -> list[int]:
-    """The processes whose working directory is `folder`: those of its server."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str((entry / "cwd").readlink()).removesuffix(" (deleted)") == str(folder):
-                found.append(int(entry.name))
-    return found
 
 
 def test_a_server_lives_until_its_last_holder_is_killed(hold: Hold, runtime: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from children import child, eventually
 from conftest import Target, image, left_behind
 from docker import from_env
+from machine import data_of
 
 from pgsandbox import Sandbox, lease, named, places
 from pgsandbox.cache import Cache
@@ -50,12 +51,6 @@ def leave_dead(run: str, settings: dict[str, Any]) -> Path:
         holder.wait()
     assert eventually(lambda: not lease.is_supervised(server))  # killed, but gone a moment later
     return server
-
-
-def data_of(server: Path) -> Path:
-    record = read_record(server / supervised.SPEC)
-    assert record is not None
-    return Path(record["data"])
 
 
 @pytest.fixture

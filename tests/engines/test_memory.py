@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from children import child, eventually, is_gone
 from conftest import Target, left_behind
+from machine import working_in
 
 from pgsandbox import named
 from pgsandbox.engines import memory, supervised
@@ -44,16 +45,6 @@ def spec_of(run: str) -> dict[str, str]:
     spec = read_record(server / supervised.SPEC)
     assert spec is not None
     return spec
-
-
-def works_in(folder: Path) -> list[int]:
-    """The processes whose working directory is `folder`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str((entry / "cwd").readlink()).removesuffix(" (deleted)") == str(folder):
-                found.append(int(entry.name))
-    return found
 
 
 def dynamic(data: Path) -> Path | None:
@@ -89,7 +80,7 @@ def test_a_killed_postmaster_leaves_no_memory_and_no_stopped_backend(
         os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
         client.close()
         assert eventually(lambda: is_gone(backend) and not data.exists())
-        assert (segments(inode), works_in(data)) == ([], []), segment
+        assert (segments(inode), working_in(data)) == ([], []), segment
         holder.kill()
         holder.wait()
     assert eventually(lambda: not left_behind(runtime))
@@ -107,10 +98,10 @@ def test_what_a_killed_initdb_leaves_in_memory_goes_with_the_next_sweep(
             """Whether initdb and its helper are stopped, one that has made its memory."""
             with contextlib.suppress(OSError, ValueError, AssertionError):  # not so far yet
                 data = Path(spec_of("held")["data"])
-                send(works_in(data), signal.SIGSTOP)
+                send(working_in(data), signal.SIGSTOP)
                 if segments(data.stat().st_ino) and dynamic(data) is not None:
                     return True
-                send(works_in(data), signal.SIGCONT)
+                send(working_in(data), signal.SIGCONT)
             return False
 
         assert eventually(is_caught, timeout=20)
@@ -119,9 +110,9 @@ def test_what_a_killed_initdb_leaves_in_memory_goes_with_the_next_sweep(
         inode, file = data.stat().st_ino, dynamic(data)
         record = read_record(Path(spec["folder"]) / supervised.PID)
         assert record is not None
-        send([record["pid"], starter.pid, *works_in(data)], signal.SIGKILL)
+        send([record["pid"], starter.pid, *working_in(data)], signal.SIGKILL)
         starter.wait()
-        assert eventually(lambda: not works_in(data))
+        assert eventually(lambda: not working_in(data))
     assert (len(segments(inode)), file is not None and file.exists()) == (1, True), "there is something to be freed"
     assert named.prune() == ([f"local server {spec['token']}", "run held"], [])
     assert (data.exists(), segments(inode), file is not None and file.exists()) == (False, [], False)
