@@ -27,8 +27,12 @@ def assert_green(done: subprocess.CompletedProcess[str], tests: int = TESTS) -> 
     assert re.search(rf"^{tests} passed in ", done.stdout, re.MULTILINE), done.stdout[-3000:] + done.stderr[-3000:]
     told = re.findall(r"^(\w+): ", done.stdout, re.MULTILINE)
     assert set(told) <= {"pgsandbox", "cloned"}, "on success, of nothing but the tests that change the schema"
-    for line in re.findall(r"^  (tests/\S+): ", done.stdout, re.MULTILINE):
-        assert line.startswith(("tests/test_schema_changes.py", "tests/test_reports.py")), line
+    cloned = re.findall(r"^  (tests/\S+): (.*)", done.stdout, re.MULTILINE)
+    # It has an unlogged table: a connection that closes in the very moment of a reset may have written to that.
+    raced = [test for test, reason in cloned if reason == "somebody went on writing"]
+    assert len(raced) <= 2, cloned
+    for test in {test for test, _ in cloned} - set(raced):
+        assert test.startswith(("tests/test_schema_changes.py", "tests/test_reports.py")), cloned
 
 
 @pytest.mark.slow
