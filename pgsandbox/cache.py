@@ -193,7 +193,17 @@ class Cache:
                 engine = engines.named(name)
                 for key, seed in engine.strays(self.folder, known):
                     with contextlib.suppress(NotReadyError), self._unless_held(key, held):
-                        engine.forget_seed(seed)
+                        if not self._is_known(
+                            key, seed
+                        ):  # by now: whoever built it has let go of its key since we looked
+                            engine.forget_seed(seed)
+
+    def _is_known(self, key: str, seed: dict[str, Any]) -> bool:
+        """Whether the record `key` is of just that seed."""
+        with contextlib.suppress(PgsandboxError, KeyError, AttributeError):
+            record = read_record(self._file(key))
+            return record is not None and seed.items() <= record["seed"].items()
+        return False
 
     @contextlib.contextmanager
     def _unless_held(self, key: str, held: str | None) -> Iterator[None]:

@@ -256,3 +256,18 @@ def test_what_earlier_versions_kept_is_cleared_too(
         [Cache().folder.name, newer.name, somebodys.name]
     )
     assert client.images.list(name=tag) == []
+
+
+@pytest.mark.parametrize("on", [Target("local", 15), pytest.param(DOCKER, marks=pytest.mark.docker)])
+def test_what_was_finished_while_somebody_tidied_up_stays(
+    project: Path, own_cache: Path, binaries: None, monkeypatch: pytest.MonkeyPatch, on: Target
+) -> None:
+    """He had looked which records there are before this one was written, and gets its key after that."""
+    with Sandbox(root=project, **on.settings):
+        pass
+    cache = Cache()
+    [entry] = cache.entries()
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "entries", lambda _: [])
+        cache.tidy(on.engine)
+    assert cache.find(entry.key)[0] is not None
