@@ -18,10 +18,10 @@ import pytest
 
 from pgsandbox.cache import Cache
 
-for number, handler in {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}.items():
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     # As in a shell's background job, and under nohup. What is started here would not hear of it, either.
     if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, handler)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 TARGETS = ("docker-15", "docker-18", "local-15", "local-16", "local-17", "local-18")
 LEFT_DEADLINE = 5.0
