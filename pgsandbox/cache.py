@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -169,14 +170,19 @@ class Cache:
         """Remove what earlier versions of pgsandbox kept, which only they could use."""
         for folder in entries(self.folder.parent):
             number = folder.name.removeprefix("templates-")
-            if folder.is_symlink() or not (number.isdigit() and int(number) < FORMAT):
+            if folder.is_symlink() or not (number.isdigit() and 0 < int(number) < FORMAT):
                 continue
             for name in ("local", "docker"):
                 with contextlib.suppress(PgsandboxError):
                     engine = engines.named(name)
                     for _, seed in engine.strays(folder, set()):
                         engine.forget_seed(seed)
-            shutil.rmtree(folder, ignore_errors=True)
+            for file in entries(folder):
+                if re.fullmatch(r"[0-9a-f]+\.(json|tar)", file.name):
+                    file.unlink(missing_ok=True)
+            shutil.rmtree(folder / "locks", ignore_errors=True)
+            with contextlib.suppress(OSError):  # what else is in there is not ours
+                folder.rmdir()
 
     def tidy(self, *names: str, held: str | None = None) -> None:
         """Remove what has no record in the engines `names`: of builders that were killed, or in use when it had to go.

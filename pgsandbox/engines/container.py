@@ -305,13 +305,17 @@ def _covering(data: str, volumes: list[str]) -> Iterator[str]:
 
 
 def _file(path: str, content: str) -> bytes:
-    """The file `path` with `content`, readable by all, as an archive."""
+    """The file `path` with `content`, readable by all, as an archive, without what `tarfile` adds after its end.
+
+    Podman hears no more of it then, and takes the rest for a broken pipe.
+    """
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as opened:
         member = tarfile.TarInfo(path.lstrip("/"))
         member.size, member.mode = len(content), 0o444
         opened.addfile(member, io.BytesIO(content.encode()))
-    return archive.getvalue()
+        end = opened.offset + 2 * tarfile.BLOCKSIZE
+    return archive.getvalue()[:end]
 
 
 def _keep_script() -> str:

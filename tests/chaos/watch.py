@@ -149,8 +149,8 @@ def cache_trouble(cache: Cache, client: docker.DockerClient | None = None) -> li
     if client is not None:
         label = f"pgsandbox.cache={images.labels_of_kept(cache.folder, {})['pgsandbox.cache']}"
         for image in client.api.images(filters={"label": label}):
-            if not known.intersection(image["RepoTags"] or ()):
-                found.append(f"half made {image['RepoTags'] or image['Id']}")
+            if not known.intersection(tags := images.tags_of(image)):
+                found.append(f"half made {tags or image['Id']}")
     return found
 
 

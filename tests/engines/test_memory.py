@@ -18,7 +18,7 @@ from children import child, eventually, is_gone
 from conftest import Target, left_behind
 from machine import working_in
 
-from pgsandbox import named
+from pgsandbox import lease, named
 from pgsandbox.engines import memory, supervised
 from pgsandbox.run import folder_of, read_record
 
@@ -112,7 +112,7 @@ def test_what_a_killed_initdb_leaves_in_memory_goes_with_the_next_sweep(
         assert record is not None
         send([record["pid"], starter.pid, *working_in(data)], signal.SIGKILL)
         starter.wait()
-        assert eventually(lambda: not working_in(data))
+        assert eventually(lambda: not working_in(data) and not lease.is_supervised(Path(spec["folder"])))
     assert (len(segments(inode)), file is not None and file.exists()) == (1, True), "there is something to be freed"
     assert named.prune() == ([f"local server {spec['token']}", "run held"], [])
     assert (data.exists(), segments(inode), file is not None and file.exists()) == (False, [], False)
