@@ -148,3 +148,16 @@ def test_a_folder_that_is_in_the_way_is_named(seed: dict[str, Any], to: Path) ->
     (to / "base").mkdir()
     with pytest.raises(PlaceError), unpacking(seed, to):
         pass
+
+
+def test_the_word_that_all_is_there_can_be_read_from_the_first_moment(
+    seed: dict[str, Any], to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server asks for it again and again: it must not find a file that it has no right to read yet, or a part."""
+    seen: list[bool] = []
+    monkeypatch.setattr(archive.os, "fchown", lambda *_: seen.append((to / archive.WHOLE).exists()))
+    with contextlib.closing(archive.Unpacking(seed, to, owner=(os.geteuid(), os.getegid()))) as unpacking:
+        unpacking.rest()
+        unpacking.template()
+    assert (seen.count(True), len(seen) > 10) == (0, True)
+    assert (to / archive.WHOLE).read_text() == "whole"
