@@ -159,5 +159,6 @@ def test_the_word_that_all_is_there_can_be_read_from_the_first_moment(
     with contextlib.closing(archive.Unpacking(seed, to, owner=(os.geteuid(), os.getegid()))) as unpacking:
         unpacking.rest()
         unpacking.template()
-    assert (seen.count(True), len(seen) > 10) == (0, True)
+    assert seen
+    assert not any(seen)
     assert (to / archive.WHOLE).read_text() == "whole"
