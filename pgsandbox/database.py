@@ -123,8 +123,12 @@ class Database:
 
     def remake(self) -> None:
         """Make it anew at its baseline, which cuts its connections; its URL stays. Raises PgsandboxError."""
-        with _telling_pools():
-            self.isolation.remake()
+        try:
+            with _telling_pools():
+                self.isolation.remake()
+        except CutError:  # as for a reset; what was begun is begun again
+            with _telling_pools():
+                self.isolation.remake()
 
     @contextlib.contextmanager
     def baseline(self) -> Iterator[None]:
