@@ -172,14 +172,12 @@ class Cache:
             number = folder.name.removeprefix("templates-")
             if folder.is_symlink() or not (number.isdigit() and 0 < int(number) < FORMAT):
                 continue
-            for name in ("local", "docker"):
-                with contextlib.suppress(PgsandboxError):
-                    engine = engines.named(name)
-                    for _, seed in engine.strays(folder, set()):
-                        engine.forget_seed(seed)
+            older = Cache(folder)
             for file in entries(folder):
-                if re.fullmatch(r"[0-9a-f]+\.(json|tar)", file.name):
-                    file.unlink(missing_ok=True)
+                if re.fullmatch(r"[0-9a-f]+\.json", file.name):
+                    older.drop(file.stem)
+            with contextlib.suppress(PgsandboxError):
+                older.tidy("local", "docker")
             shutil.rmtree(folder / "locks", ignore_errors=True)
             with contextlib.suppress(OSError):  # what else is in there is not ours
                 folder.rmdir()
@@ -199,9 +197,8 @@ class Cache:
                 engine = engines.named(name)
                 for key, seed in engine.strays(self.folder, known):
                     with contextlib.suppress(NotReadyError), self._unless_held(key, held):
-                        if not self._is_known(
-                            key, seed
-                        ):  # by now: whoever built it has let go of its key since we looked
+                        # Once more: whoever built it may have let go of its key since we looked.
+                        if not self._is_known(key, seed):
                             engine.forget_seed(seed)
 
     def _is_known(self, key: str, seed: dict[str, Any]) -> bool:

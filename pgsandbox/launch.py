@@ -252,9 +252,7 @@ class Launcher:
         return self._server(Running.from_record(record["running"])), _facts(record["facts"])
 
     def _server(self, running: Running) -> Server:
-        from pgsandbox.server import Server
-
-        return Server(running, timeout=self._settings.timeout)
+        return _server(running, timeout=self._settings.timeout)
 
     def _discard_spare(self) -> None:
         """Leave the supervisor that was started ahead to itself: it has its server, or others have theirs."""
@@ -271,12 +269,16 @@ def _import_what_follows() -> None:
 
 def shared_server(run: Run, *, timeout: float) -> Server | None:
     """The one server of the run's workers, if it has one by now; none where it could not be started."""
-    from pgsandbox.server import Server
-
     with contextlib.suppress(PgsandboxError):
         if (record := _living(run)) is not None:
-            return Server(Running.from_record(record["running"]), timeout=timeout)
+            return _server(Running.from_record(record["running"]), timeout=timeout)
     return None
+
+
+def _server(running: Running, *, timeout: float) -> Server:
+    from pgsandbox.server import Server
+
+    return Server(running, timeout=timeout)
 
 
 def _living(run: Run) -> dict[str, Any] | None:

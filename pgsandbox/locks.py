@@ -13,19 +13,29 @@ _TABLE = Path("/proc/locks")
 def not_had(message: str, file: Path, *, otherwise: str, hint: str | None) -> NotReadyError:
     """The error for a lock on `file` that could not be had; `otherwise` says why where nobody knows who holds it."""
     found = holders(file)
-    stopped = [pid for pid in found if _state(pid) == "T"]
+    stopped = _stopped(found)
     if stopped:
         numbers = " ".join(map(str, stopped))
         hint = (
             f"let it go on with `kill -CONT {numbers}`, or end it with `kill -KILL {numbers}`: the next one takes over"
         )
-    return NotReadyError(message, why=held_by(file) or otherwise, hint=hint)
+    return NotReadyError(message, why=_in_words(found, stopped) or otherwise, hint=hint)
 
 
 def held_by(file: Path) -> str | None:
     """Who holds a lock on `file`, and whether somebody has stopped it, in words; None where nobody knows."""
-    words = [(f"process {pid} ({_name(pid)}) holds the lock", _state(pid) == "T") for pid in holders(file)]
-    return "; ".join(said + (", and is stopped" if is_stopped else "") for said, is_stopped in words) or None
+    found = holders(file)
+    return _in_words(found, _stopped(found)) or None
+
+
+def _in_words(pids: list[int], stopped: list[int]) -> str:
+    return "; ".join(
+        f"process {pid} ({_name(pid)}) holds the lock" + (", and is stopped" if pid in stopped else "") for pid in pids
+    )
+
+
+def _stopped(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if _state(pid) == "T"]
 
 
 def holders(file: Path) -> list[int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -63,33 +64,33 @@ def test_an_interrupt_in_the_middle_of_imports_is_put_off_and_not_forgotten() ->
     assert {interrupted("put off") for _ in range(40)} == {"interrupted free"}
 
 
+@pytest.fixture
+def pythons_own() -> Iterator[None]:
+    """SIGINT has Python's own handler; afterwards, the one of before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own")
 def test_elsewhere_it_comes_at_once_and_the_handler_of_before_is_given_back() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        give_back = interrupts.put_off_in_imports()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        give_back()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    give_back = interrupts.put_off_in_imports()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    give_back()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("pythons_own")
 def test_somebodys_own_handler_stays() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        interrupts.put_off_in_imports()()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.put_off_in_imports()()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+@pytest.mark.usefixtures("pythons_own")
 def test_other_threads_change_nothing() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        thread = threading.Thread(target=interrupts.put_off_in_imports)
-        thread.start()
-        thread.join()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    thread = threading.Thread(target=interrupts.put_off_in_imports)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

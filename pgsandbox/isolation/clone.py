@@ -145,7 +145,7 @@ class CloneIsolation:
 
     def _finish(self, source: str) -> None:
         """Give a copy of `source` what its files do not bring. Raises ServerError where they no longer bring all."""
-        if self._server.has_crashed and (lost := self._lost_in(source)):
+        if (lost := self._lost_in(source)) and self._server.has_crashed:
             where = ", in the template, too" if source == self._template else ""
             raise ServerError(
                 "PostgreSQL crashed, and the content of unlogged tables with it: tests can't start from their baseline",
