@@ -17,6 +17,17 @@ Ask = Callable[["BoundedConnection", float], float]
 What it raises ends the wait, and the connection."""
 
 
+def within(seconds: float, error: Callable[[BoundedConnection], PgsandboxError]) -> Ask:
+    """To be patient for so many seconds for each answer, and then raise `error`."""
+
+    def ask(connection: BoundedConnection, waited: float) -> float:
+        if waited >= seconds:
+            raise error(connection)
+        return min(1.0, seconds - waited)
+
+    return ask
+
+
 class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that asks `ask` while the server is silent. To wait for an answer that comes costs nothing more."""
 

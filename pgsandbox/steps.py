@@ -139,16 +139,12 @@ class SqlStep:
             return
         import psycopg
 
-        from pgsandbox.bounded import BoundedConnection
+        from pgsandbox.bounded import BoundedConnection, within
 
-        def give_up(_connection: BoundedConnection, waited: float) -> float:
-            if waited > context.timeout + _CANCELLED:
-                raise _too_slow(f"init file {self._name}", context, "PostgreSQL does not answer any more")
-            return 1.0
-
+        silent = _too_slow(f"init file {self._name}", context, "PostgreSQL does not answer any more")
         with BoundedConnection.open(
             database.conninfo,
-            ask=give_up,
+            ask=within(context.timeout + _CANCELLED, lambda _: silent),
             connect_timeout=math.ceil(context.timeout),
             client_encoding="utf8",
             **libpq.PLAIN,

@@ -165,15 +165,14 @@ class ExternalWard:
 def _connect(url: str) -> psycopg.Connection[Any]:
     import psycopg
 
-    from pgsandbox.bounded import BoundedConnection
+    from pgsandbox.bounded import BoundedConnection, within
 
-    def give_up(connection: BoundedConnection, waited: float) -> float:
-        if waited > _ANSWER_TIMEOUT:
-            raise ServerError(f"the server behind url was not done within {waited:.0f}s with {connection.asked}")
-        return 1.0
+    def too_slow(connection: BoundedConnection) -> ServerError:
+        return ServerError(f"the server behind url was not done within {_ANSWER_TIMEOUT:g}s with {connection.asked}")
 
+    patience = within(_ANSWER_TIMEOUT, too_slow)
     try:
-        return BoundedConnection.open(url, ask=give_up, connect_timeout=_CONNECT_TIMEOUT, application_name="pgsandbox")
+        return BoundedConnection.open(url, ask=patience, connect_timeout=_CONNECT_TIMEOUT, application_name="pgsandbox")
     except psycopg.OperationalError as problem:
         raise _refused(url, problem) from problem
     except psycopg.ProgrammingError as problem:
