@@ -183,7 +183,7 @@ class Launcher:
         try:
             facts = self._build(server)
             layout = server.make_spare()
-            server.forget_password()
+            server.roles.forget_password()
         finally:
             server.close()
         engine = engines.named(server.engine)
@@ -246,7 +246,7 @@ class Launcher:
 
     def _allow_roles(self, server: Server, *, allowed: bool) -> None:
         if server.is_ours:
-            server.allow_roles(allowed)
+            server.roles.allow_making(allowed)
 
     def _joined(self, record: dict[str, Any]) -> tuple[Server, Facts]:
         return self._server(Running.from_record(record["running"])), _facts(record["facts"])

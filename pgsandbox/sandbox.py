@@ -309,7 +309,7 @@ class Sandbox:
             raise UsageError(
                 f"connections={budget} would raise the budget of {self.budget}", hint="a marker may only lower it"
             )
-        self.server.limit_login(database.name, self.budget if budget is None else budget)
+        self.server.roles.limit_login(database.name, self.budget if budget is None else budget)
 
     def leaked(self, database: Database) -> str | None:
         """The connections that were left in the middle of something, in words."""
@@ -362,7 +362,7 @@ class Sandbox:
         server = self.server
         password = scram.new_password()
         server.bury(name)  # what a process of the same name has left that is gone: a worker that crashed
-        server.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
+        server.roles.make_login(name, password=password, budget=self.budget, superuser=self.settings.superuser)
         self._facts.apply_to_login(server, name)
         isolation = self._isolation(name, password)
         with translated():
@@ -387,7 +387,7 @@ class Sandbox:
 
         def relogin() -> None:
             superuser = self.settings.superuser
-            self.server.restore_login(name, password=password, budget=self.budget, superuser=superuser)
+            self.server.roles.restore_login(name, password=password, budget=self.budget, superuser=superuser)
             self._facts.apply_to_login(self.server, name)
 
         from pgsandbox.isolation.reset import ResetIsolation

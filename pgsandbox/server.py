@@ -1,4 +1,4 @@
-"""A running server, seen through its admin connection: roles, databases, clones, and who is connected."""
+"""A running server, seen through its admin connection: databases, clones, and who is connected."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import psycopg
 from psycopg import sql
 
-from pgsandbox import engines, scram, tuning
+from pgsandbox import engines, tuning
 from pgsandbox.contact import Contact, disk_full
 from pgsandbox.errors import CutError, NotReadyError, ServerError, first_line
+from pgsandbox.roles import Roles
 
 if TYPE_CHECKING:
     from pgsandbox.engines import Layout, Running
@@ -79,6 +80,7 @@ class Server:
         self.names = Names() if running.engine != "external" else Names(f"pgsandbox_{running.token}")
         self._template_follows = bool(running.detail.get("template_follows"))
         self._last_birth: str | None = running.detail.get("born")
+        self.roles = Roles(self)
 
     def __repr__(self) -> str:
         return f"<Server PostgreSQL {self.version} ({self.engine}) at {self.address}>"
@@ -117,6 +119,11 @@ class Server:
     def is_ours(self) -> bool:
         """Whether pgsandbox started it, and may therefore change what belongs to the whole server."""
         return self.running.engine != "external"
+
+    @property
+    def is_superuser(self) -> bool:
+        """Whether we are superuser there: always in a server of our own."""
+        return self.admin.info.parameter_status("is_superuser") == "on"
 
     @property
     def admin(self) -> psycopg.Connection[tuple[Any, ...]]:
@@ -194,97 +201,6 @@ class Server:
             return CutError("PostgreSQL crashed, and recovered", why="who or what killed one of its processes?")
         return CutError("our connection to the server was cut off", why=first_line(problem))
 
-    # Roles -----------------------------------------------------------------------------------------------------------
-
-    def make_owner(self) -> None:
-        """Make the role that owns everything and that all others act as (manual, chapter 22.3)."""
-        owner = sql.Identifier(self.names.owner)
-        self.execute(sql.SQL("CREATE ROLE {} NOLOGIN CREATEDB").format(owner))
-        self._join_role(self.names.owner)
-        if self.is_ours and self.version_num >= 160000:
-            self.execute(sql.SQL("ALTER ROLE {} SET createrole_self_grant = 'set, inherit'").format(owner))
-
-    def allow_roles(self, allowed: bool) -> None:
-        """Whether the owner may create roles; only ever asked of servers of our own."""
-        word = sql.SQL("CREATEROLE" if allowed else "NOCREATEROLE")
-        self.execute(sql.SQL("ALTER ROLE {} {}").format(sql.Identifier(self.names.owner), word))
-
-    def make_login(self, name: str, *, password: str, budget: int, superuser: bool = False) -> None:
-        """Make the LOGIN role `name`, which acts as the owner and may open `budget` connections.
-
-        `SET role` on the role itself survives RESET ALL and DISCARD ALL, and limits still count the login role.
-        """
-        role = sql.Identifier(name)
-        kind = sql.SQL("SUPERUSER" if superuser else "")
-        create = "CREATE ROLE {} LOGIN CREATEDB {} PASSWORD {} CONNECTION LIMIT {} IN ROLE {}"
-        self.execute(
-            sql.SQL(create).format(
-                role, kind, sql.Literal(scram.verifier(password)), sql.Literal(budget), sql.Identifier(self.names.owner)
-            )
-        )
-        self._join_role(name)
-        self._act_as_owner(name, superuser=superuser)
-
-    def restore_login(self, name: str, *, password: str, budget: int, superuser: bool = False) -> None:
-        """Make the role `name` what `make_login` made it, whatever was done to it since."""
-        role = sql.Identifier(name)
-        self.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(role))
-        kind = sql.SQL("SUPERUSER" if superuser else "NOSUPERUSER")
-        again = "ALTER ROLE {} LOGIN INHERIT CREATEDB NOCREATEROLE {} CONNECTION LIMIT {} PASSWORD {}"
-        verifier = sql.Literal(scram.verifier(password))
-        self.execute(sql.SQL(again).format(role, kind, sql.Literal(budget), verifier))
-        self._act_as_owner(name, superuser=superuser)
-
-    def _act_as_owner(self, name: str, *, superuser: bool) -> None:
-        role = sql.Identifier(name)
-        if not superuser:
-            self.execute(sql.SQL("ALTER ROLE {} SET role = {}").format(role, sql.Identifier(self.names.owner)))
-            if self.is_ours and self.version_num >= 160000:
-                self.execute(sql.SQL("ALTER ROLE {} SET createrole_self_grant = 'set, inherit'").format(role))
-
-    def _join_role(self, name: str) -> None:
-        """Where we are not superuser: what is made in the role's name, or ended, has to be ours to make and end."""
-        if not self._is_superuser():
-            self.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(name)))
-
-    def forget_password(self) -> None:
-        """Leave nobody a password to be the superuser with: before the cluster is copied to where others may look.
-
-        Nor what passwords have left behind: dead rows, and the WAL that told of them.
-        """
-        self.execute(sql.SQL("ALTER ROLE {} PASSWORD NULL").format(sql.Identifier(self.running.user)))
-        self.execute("VACUUM (FULL) pg_authid")
-        self.execute("SELECT pg_switch_wal()")
-
-    def retire_login(self, name: str) -> None:
-        """Take from the role `name` its password and the right to log in."""
-        self.execute(sql.SQL("ALTER ROLE {} NOLOGIN PASSWORD NULL").format(sql.Identifier(name)))
-
-    def limit_login(self, name: str, budget: int) -> None:
-        """Let the role `name` open `budget` connections from now on."""
-        self.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(sql.Identifier(name), sql.Literal(budget)))
-
-    def drop_role(self, name: str) -> None:
-        """Drop the role `name`, and the rights that it was given, if it is there."""
-        if self._has_role(name):
-            self.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
-            self.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
-
-    def bury(self, login: str, *, kept: AbstractSet[str] = frozenset()) -> None:
-        """Drop the role `login`, every database that was made for it or by it, and end whoever is connected as it.
-
-        The databases `kept` stay, and with one of them the role, by which they are entered.
-        """
-        databases = {name for (name,) in self.execute(_MADE_FOR, [login, login, login])}
-        goes = databases.isdisjoint(kept) and self._has_role(login)
-        if goes:
-            self.retire_login(login)  # programs that outlive who started them connect again and again
-        for name in sorted(databases - kept):
-            self.drop_database(name)
-        if goes:
-            self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [login])
-            self.drop_role(login)
-
     # Databases -------------------------------------------------------------------------------------------------------
 
     def create_database(self, name: str, *, template: str | None = None, limit: int = -1) -> None:
@@ -359,6 +275,21 @@ class Server:
         self.disconnect(name)
         self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def bury(self, login: str, *, kept: AbstractSet[str] = frozenset()) -> None:
+        """Drop the role `login`, every database that was made for it or by it, and end whoever is connected as it.
+
+        The databases `kept` stay, and with one of them the role, by which they are entered.
+        """
+        databases = {name for (name,) in self.execute(_MADE_FOR, [login, login, login])}
+        goes = databases.isdisjoint(kept) and self.roles.has(login)
+        if goes:
+            self.roles.retire_login(login)  # programs that outlive who started them connect again and again
+        for name in sorted(databases - kept):
+            self.drop_database(name)
+        if goes:
+            self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [login])
+            self.roles.drop(login)
+
     def roll_back_prepared(self, database: str) -> bool:
         """Roll back what was prepared in `database`, which can be neither dropped nor copied with it; whether any was.
 
@@ -374,7 +305,7 @@ class Server:
     def _end_subscriptions(self, database: str) -> None:
         """Drop the subscriptions of `database`, which can't be dropped with them, and leave their publishers alone."""
         query = "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = subdbid WHERE datname = %s"
-        if self._is_superuser() and (found := self.execute(query, [database])):
+        if self.is_superuser and (found := self.execute(query, [database])):
             with self.inside(database) as connection:
                 for (name,) in found:
                     subscription = sql.Identifier(name)
@@ -416,12 +347,6 @@ class Server:
             yield connection
         finally:
             connection.close()
-
-    def _has_role(self, name: str) -> bool:
-        return bool(self.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]))
-
-    def _is_superuser(self) -> bool:
-        return self.admin.info.parameter_status("is_superuser") == "on"
 
 
 def cloning(engine: str, major: int | None) -> str:

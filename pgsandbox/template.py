@@ -95,10 +95,10 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
     plan = steps.parse(settings.init, root)
     _start_afresh(server)
     password = scram.new_password()
-    server.make_owner()
+    server.roles.make_owner()
     if server.is_ours:
-        server.allow_roles(True)
-    server.make_login(
+        server.roles.allow_making(True)
+    server.roles.make_login(
         server.names.builder, password=password, budget=settings.connections, superuser=settings.superuser
     )
     server.create_database(server.names.template)
@@ -132,7 +132,7 @@ def build(server: Server, settings: Settings, root: Path, progress: Progress) ->
 def _start_afresh(server: Server) -> None:
     server.drop_database(server.names.template)
     for role in (server.names.builder, server.names.owner):
-        server.drop_role(role)
+        server.roles.drop(role)
 
 
 def _create_extensions(server: Server, extensions: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ def _seal(server: Server) -> Facts:
     facts = replace(_facts(server), sequences=tuple(values), unlogged=lost_in_crash, why_clone=_why_clone(server))
     server.disconnect(names.template)
     server.allow_connections(names.template, False)
-    server.retire_login(names.builder)
+    server.roles.retire_login(names.builder)
     return facts
 
 

@@ -52,6 +52,7 @@ LAYERS = """
     steps                                                   what may build a template
     guard                                                   who notices for a test that its server is silent
     server  database                                        a server, a database as its user sees it
+    roles                                                   whom things belong to, and who may do what
     contact                                                 our connections to a server, and whether it answers
     engines.docker  engines.local  engines.external         where a server can run
     engines.wards.docker  engines.wards.local               one server as its supervisor looks after it

@@ -130,12 +130,12 @@ def odd(sandbox: Sandbox) -> Iterator[Address]:
     """A database and role whose names, and whose password, hold all that has a meaning somewhere."""
     server, name = sandbox.server, ODD.translate({ord("\t"): "t"})
     password = "".join(character for character in ODD if character.isascii())
-    server.make_login(name, password=password, budget=5)
+    server.roles.make_login(name, password=password, budget=5)
     server.create_database(name)
     server.execute(psycopg.sql.SQL("GRANT CONNECT ON DATABASE {0} TO {0}").format(psycopg.sql.Identifier(name)))
     yield Address(server.host, server.port, name, password, name)
     server.drop_database(name)
-    server.drop_role(name)
+    server.roles.drop(name)
 
 
 def test_odd_names_and_passwords_arrive_by_every_way(odd: Address) -> None:
@@ -164,7 +164,7 @@ def test_a_socket_folder_is_an_address_like_any(sandbox: Sandbox) -> None:
     folder = sandbox.server.running.socket
     assert folder is not None
     password = scram.new_password()
-    sandbox.server.make_login("somebody", password=password, budget=5)
+    sandbox.server.roles.make_login("somebody", password=password, budget=5)
     database = at(Address(folder, sandbox.server.port, "somebody", password, "postgres"))
     for where in (database.url, database.conninfo):
         with psycopg.connect(where) as connection:
@@ -173,7 +173,7 @@ def test_a_socket_folder_is_an_address_like_any(sandbox: Sandbox) -> None:
     with engine.connect() as alchemy:
         assert alchemy.execute(sqlalchemy.text("SELECT inet_server_addr()")).scalar() is None
     engine.dispose()
-    sandbox.server.drop_role("somebody")
+    sandbox.server.roles.drop("somebody")
 
 
 def test_connect_passes_options_on(sandbox: Sandbox) -> None:

@@ -25,7 +25,7 @@ def test_postgresql_takes_the_verifier_for_the_password(some_target: Target) -> 
         for _ in range(20):
             password = scram.new_password()
             stored = scram.verifier(password)
-            server.make_login("somebody", password=password, budget=5)
+            server.roles.make_login("somebody", password=password, budget=5)
             server.execute(f"ALTER ROLE somebody PASSWORD '{stored}'")
             where = {"host": server.host, "port": server.port, "user": "somebody", "dbname": "postgres"}
             with psycopg.connect(**where, password=password) as connection:
@@ -34,7 +34,7 @@ def test_postgresql_takes_the_verifier_for_the_password(some_target: Target) -> 
                 with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
                     psycopg.connect(**where, password=wrong)
             assert server.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'somebody'") == [(stored,)]
-            server.drop_role("somebody")
+            server.roles.drop("somebody")
 
 
 def test_a_verifier_is_made_of_the_password_as_the_standard_says() -> None:

@@ -30,7 +30,7 @@ def test_a_databases_limit_is_its_workers_and_what_we_need_ourselves(some_target
         name = sandbox.database().name
         limits = "SELECT datconnlimit, (SELECT rolconnlimit FROM pg_roles WHERE rolname = datname) FROM pg_database"
         assert sandbox.server.execute(limits + " WHERE datname = %s", [name]) == [(limit_with_ours(4), 4)]
-        sandbox.server.limit_login(name, 1)
+        sandbox.server.roles.limit_login(name, 1)
         full = pytest.raises(psycopg.OperationalError, match=f'too many connections for role "{name}"')
         with sandbox.database().connect(), full:
             sandbox.database().connect()
@@ -50,7 +50,7 @@ def test_databases_come_and_go_under_their_names(some_target: Target) -> None:
                 connection.execute("SELECT 1")
         assert not server.has_database(odd)
         server.drop_database(odd)
-        server.drop_role("nobody of that name")
+        server.roles.drop("nobody of that name")
 
 
 def test_what_a_test_prepared_and_left_is_rolled_back(some_target: Target) -> None:

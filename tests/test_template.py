@@ -44,7 +44,7 @@ class Workshop:
         """Make the clone `pgsandbox_w`, and its role; how to connect."""
         login = self.server.names.database("w")
         password = scram.new_password()
-        self.server.make_login(login, password=password, budget=5)
+        self.server.roles.make_login(login, password=password, budget=5)
         facts.apply_to_login(self.server, login)
         CloneIsolation(
             self.server, login, login=login, template=self.server.names.template, facts=facts, budget=5
@@ -56,7 +56,7 @@ class Workshop:
         for name in ("pgsandbox_w", "pgsandbox_template"):
             self.server.drop_database(name)
         for (role,) in self.server.execute("SELECT rolname FROM pg_roles WHERE oid > 16383 ORDER BY rolcanlogin DESC"):
-            self.server.drop_role(role)
+            self.server.roles.drop(role)
 
 
 @pytest.fixture(scope="module", params=[15, 18])

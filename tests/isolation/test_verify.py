@@ -586,7 +586,7 @@ def test_verify_without_a_superuser_says_so(sandbox: Sandbox) -> None:
             "  why: it reads every row of every table and catalog, passwords' verifiers too\n"
             "  hint: name a superuser in url, or leave verify out"
         )
-    sandbox.server.drop_role("modest")
+    sandbox.server.roles.drop("modest")
 
 
 def test_the_setting_reaches_each_test(inner: Inner, pytester: pytest.Pytester) -> None:

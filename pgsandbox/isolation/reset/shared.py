@@ -98,7 +98,7 @@ class Shared:
             if kind == "r":
                 with self._server.inside(self._name) as connection:
                     connection.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
-                self._server.drop_role(name)
+                self._server.roles.drop(name)
         return bool(new)
 
     def restore_owner(self) -> bool:
