@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pgsandbox import engines, lease, places, sources, sweep
-from pgsandbox.cache import Cache
 from pgsandbox.database import Address
 from pgsandbox.engines import Running, supervised
 from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, PlaceError, ServerError, UsageError
-from pgsandbox.fingerprint import fingerprint
 from pgsandbox.launch import RUNNING
 from pgsandbox.run import Run, all_runs, damaged, entries, folder_of, read_record, write_record
 from pgsandbox.sandbox import NAMED, Sandbox
-from pgsandbox.settings import SETTINGS, Settings, show_age, show_duration
+from pgsandbox.settings import Settings, show_age, show_duration
 
 if TYPE_CHECKING:
-    from pgsandbox.engines import Choice, Progress
+    from pgsandbox.engines import Progress
 
 _UP = "up-"
 """Runs of `up` have ids that begin so."""
@@ -217,58 +215,6 @@ def prune() -> tuple[list[str], list[PgsandboxError]]:
         with contextlib.closing(connect()) as client:
             removed += remove_orphans(client)
     return removed, trouble
-
-
-def diagnose(settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Every setting and its origin, what each engine says, and which one would serve; as JSON data."""
-    from pgsandbox import server
-
-    says: list[dict[str, str]] = []
-    serves: Choice | None = None
-    for name in ("external",) if settings.url else ("docker", "local"):
-        try:
-            choice = engines.named(name).find(settings, progress)
-        except PgsandboxError as problem:
-            says.append({"name": name, "says": str(problem).removeprefix(f"pgsandbox: {name}: ")})
-        else:
-            why = f" ({choice.why})" if choice.why else ""
-            says.append({"name": name, "says": f"PostgreSQL {choice.version}, {choice.what}{why}"})
-            if serves is None and settings.engine in ("auto", name):
-                serves = choice
-    return {
-        "settings": [
-            {"name": name, "value": settings.shown(name), "from": settings.origins.get(name, "default")}
-            for name in SETTINGS
-        ],
-        "engines": says,
-        "serves": serves.engine if serves else "",
-        "clones": server.cloning(serves.engine, serves.major) if serves else "",
-        "template": _template(settings, serves),
-        "cache": _cache(settings),
-        "folders": {"runtime folder": str(places.runtime_root()), "cache folder": str(places.cache_root())},
-    }
-
-
-def _template(settings: Settings, choice: Choice | None) -> dict[str, Any]:
-    """Whether the template is kept between runs, under which key, and if not, why and how to change that."""
-    if choice is None:
-        return {"kept": False, "says": "no engine serves"}
-    try:
-        mark = fingerprint(settings, choice, project())
-    except PgsandboxError as problem:
-        return {"kept": False, "says": str(problem).removeprefix("pgsandbox: ")}
-    if mark.key is None:
-        return {"kept": False, "says": f"built in each run: {mark.why_not}" + (f"; {mark.hint}" if mark.hint else "")}
-    is_there = any(entry.key == mark.key for entry in Cache().entries())
-    return {"kept": True, "says": f"kept as {mark.key}, {'built already' if is_there else 'not built yet'}"}
-
-
-def _cache(settings: Settings) -> dict[str, Any]:
-    """Where templates are kept, how many, how large they are and may be, in bytes."""
-    cache = Cache()
-    found = cache.entries()
-    size = sum(entry.size for entry in found)
-    return {"folder": str(cache.folder), "templates": len(found), "size": size, "limit": settings.cache_size}
 
 
 def _forget_failures(run: Run) -> None:

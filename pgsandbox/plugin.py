@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from pgsandbox import invocation
 from pgsandbox.errors import PgsandboxError, PlaceError, UsageError
 from pgsandbox.settings import SETTINGS
 
@@ -30,16 +31,6 @@ _FAILED = pytest.StashKey[bool]()
 _ISOLATES = pytest.StashKey[bool]()
 _CONTROLLER_HOST = "the-xdist-controller-has-no-database.pgsandbox.invalid"
 _LOOKING_HOST = "no-test-is-run-so-there-is-no-database.pgsandbox.invalid"
-_LOOKING = (
-    "collectonly",
-    "help",
-    "version",
-    "showfixtures",
-    "show_fixtures_per_test",
-    "markers",
-    "setupplan",
-    "cacheshow",
-)
 
 
 def session_of(config: pytest.Config) -> Session:
@@ -91,9 +82,9 @@ def pytest_configure(config: pytest.Config) -> None:
     session = session_of(config)
     if not session.identity.is_controller:
         return
-    is_wanted = config.stash[_NAMED] and not _is_looking(config.option)
+    is_wanted = config.stash[_NAMED] and not invocation.is_looking(config.option)
     if config.getoption("tx", None):
-        session.announce(_workers(config))
+        session.announce(invocation.workers(config.getoption("tx", None) or ()))
         if is_wanted:
             with _as_usage_error():
                 session.prepare_in_background()
@@ -106,7 +97,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str | None:
     """One line: which PostgreSQL, and why."""
     session = config.stash.get(_SESSION, None)
-    if session is None or not config.stash[_NAMED] or _is_looking(config.option):
+    if session is None or not config.stash[_NAMED] or invocation.is_looking(config.option):
         return None
     return f"{_NAME}: {session.describe()}"
 
@@ -136,7 +127,7 @@ def _begin(config: pytest.Config, options: Any, args: list[str]) -> None:
     from pgsandbox import session as sessions
     from pgsandbox import sources
 
-    _refuse_unknown_flags(args)
+    invocation.refuse_unknown_flags(args)
     given = {name: getattr(options, f"pgsandbox_{name}", None) for name in SETTINGS}
     settings = sources.load(
         cli={name: value for name, value in given.items() if value is not None},
@@ -147,52 +138,18 @@ def _begin(config: pytest.Config, options: Any, args: list[str]) -> None:
     is_named = not _NAMES.isdisjoint(options.plugins or ()) or bool(settings.env)
     identity = identities.worker_identity()
     if identity is None:
-        identity = identities.new_identity("controller" if _is_parallel(options) else "main")
+        identity = identities.new_identity("controller" if invocation.is_parallel(options) else "main")
     session = sessions.Session(settings, config.rootpath, identity, _narrator(config, is_quiet=identity.is_worker))
     config.stash[_SESSION], config.stash[_NAMED] = session, is_named
     config.add_cleanup(session.close)
     if not is_named:
         return
-    if _is_looking(options):
+    if invocation.is_looking(options):
         session.environment.export_dead(_LOOKING_HOST)
     elif identity.is_controller:
         session.environment.export_dead(_CONTROLLER_HOST)
     else:
         session.export()
-
-
-def _refuse_unknown_flags(args: list[str]) -> None:
-    from pgsandbox.settings import Place, unknown_setting
-
-    for arg in args:
-        if arg == "--":
-            return
-        name = arg.removeprefix("--pgsandbox-").partition("=")[0].replace("-", "_")
-        if arg.startswith("--pgsandbox-") and name not in SETTINGS:
-            raise unknown_setting(Place("--pgsandbox-{flag}", {}), name)
-
-
-def _is_looking(options: Any) -> bool:
-    """Whether this pytest only shows something and runs no test."""
-    return any(getattr(options, name, False) for name in _LOOKING)
-
-
-def _is_parallel(options: Any) -> bool:
-    """Whether xdist is going to start workers, as far as its options say before it has looked at them itself."""
-    number = getattr(options, "numprocesses", None)
-    if number in ("auto", "logical"):
-        return not getattr(options, "usepdb", False) and os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") != "0"
-    if number is not None:
-        return bool(number > 0)
-    return bool(getattr(options, "tx", None)) and (
-        getattr(options, "dist", "no") != "no" or bool(getattr(options, "distload", False))
-    )
-
-
-def _workers(config: pytest.Config) -> int:
-    """How many workers xdist starts, once it has read its options: `4*popen` stands for four."""
-    specs = [spec.partition("*") for spec in config.getoption("tx", None) or ()]
-    return max(1, sum(int(head) if star and head.isdigit() else 1 for head, star, _ in specs))
 
 
 def _narrator(config: pytest.Config, *, is_quiet: bool) -> Callable[[str], None]:

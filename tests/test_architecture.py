@@ -33,9 +33,9 @@ LAYERS = """
     cli.sandboxes
     cli.upkeep
     cli.program                                             what all commands have in common
-    plugin  named  bake                                     hooks and fixtures; sandboxes with a name; templates ahead
+    plugin  named  bake  doctor                             hooks and fixtures; sandboxes with a name; templates ahead
     session  supervisor                                     one pytest process; the process beside a server
-    environment  identity  notes                            what a session exports, who it is, what it tells
+    environment  identity  notes  invocation                what a session exports, who it is, what it tells
     sandbox                                                 settings in, databases out
     launch                                                  how a run's server comes to be
     sweep                                                   what the dead left
@@ -219,11 +219,12 @@ def test_what_everybody_loads_is_light(
     assert [name for name in (*HEAVY, *also) if name in found["all"]] == []  # type: ignore[operator]
 
 
-def test_the_plugin_loads_of_ours_only_settings_and_errors() -> None:
+def test_the_plugin_loads_of_ours_only_how_it_is_called() -> None:
     found = loaded("pgsandbox.plugin", "pytest")["loaded"]
     assert [name for name in found if name.startswith("pgsandbox")] == [  # type: ignore[attr-defined]
         "pgsandbox",
         "pgsandbox.errors",
+        "pgsandbox.invocation",
         "pgsandbox.plugin",
         "pgsandbox.settings",
     ]

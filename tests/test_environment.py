@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Inner, Target
 
-from pgsandbox import plugin
+from pgsandbox import invocation
 
 CONTROLLER = "the-xdist-controller-has-no-database.pgsandbox.invalid"
 
@@ -147,12 +147,12 @@ def test_a_run_that_xdist_decides_to_do_alone_has_its_database(inner: Inner, pyt
     ],
 )
 def test_whether_a_run_is_parallel_is_known_from_xdists_options(options: dict[str, object], parallel: bool) -> None:
-    assert plugin._is_parallel(argparse.Namespace(**options)) is parallel
+    assert invocation.is_parallel(argparse.Namespace(**options)) is parallel
 
 
 def test_no_run_is_parallel_where_xdist_is_told_that_there_are_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "0")
-    assert plugin._is_parallel(argparse.Namespace(numprocesses="auto")) is False
+    assert invocation.is_parallel(argparse.Namespace(numprocesses="auto")) is False
 
 
 TWICE = """

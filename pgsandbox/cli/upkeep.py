@@ -125,11 +125,12 @@ def doctor(as_json: bool, **given: Any) -> int:
     pgsandbox doctor --engine docker --version 16
     """
     from pgsandbox import libpq, named
+    from pgsandbox.doctor import diagnose
 
     settings = settings_of(given)
     libpq.put_aside(os.environ)
     with narration() as progress:
-        report = named.diagnose(settings, progress)
+        report = diagnose(settings, named.project(), progress)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
