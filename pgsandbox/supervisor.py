@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2
 _GRANTED_POLL = 2.0  # to look at the kernel's table of connections takes milliseconds
-_LINGER = 0.6
+_LINGER = 0.4
 
 
 def main() -> None:
@@ -127,8 +127,11 @@ def _report(event: dict[str, Any]) -> None:
 
 
 def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> None:
-    """Return when nobody has held the server for a moment, or, with a grant, been connected for that long."""
-    last_held = time.monotonic()
+    """Return when nobody has held the server for a moment, or, with a grant, been connected for that long.
+
+    It counts from when that is first seen: what was granted is never cut short by the time between two looks.
+    """
+    unheld_since: float | None = None
     while not signals.take(signal.SIGTERM):
         if not ward.alive():
             leave_word(folder, ward.last_word())
@@ -140,8 +143,10 @@ def _watch(ward: engines.Ward, folder: Path, held: Path, signals: _Signals) -> N
         now = time.monotonic()
         granted = _granted(folder)
         if lease.is_held(held) or (granted and ward.connected()):
-            last_held = now
-        elif now - last_held > max(granted, _LINGER):
+            unheld_since = None
+        elif unheld_since is None:
+            unheld_since = now
+        elif now - unheld_since > max(granted, _LINGER):
             return
         signals.wait(max(_POLL, min(_GRANTED_POLL, granted / 10)))
 
