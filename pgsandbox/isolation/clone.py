@@ -11,6 +11,7 @@ from pgsandbox import pools
 from pgsandbox.errors import ServerError
 from pgsandbox.isolation import unlogged
 from pgsandbox.isolation.reset import wal
+from pgsandbox.isolation.reset.errors import NotProvenError
 from pgsandbox.server import limit_with_ours
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class CloneIsolation:
             admin = self._server.admin
             [(oid,)] = self._server.execute("SELECT oid::int8 FROM pg_database WHERE datname = %s", [self._name])
             return not wal.read(admin, oid, self._written, wal.flush(admin)).files
-        except psycopg.Error:
+        except (psycopg.Error, NotProvenError):
             return False
 
     def move_baseline(self, *, if_changed: bool = False) -> str | None:

@@ -6,15 +6,19 @@ that nothing is added to the one it is about.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
 
+from pgsandbox.isolation.reset.errors import NotProvenError
+
 INPLACE, PAGE = "Heap INPLACE", "XLOG FPI"
 """Kinds of record: a row of a catalog overwritten where it is, without a new version; a page written whole."""
 
-_NEUTRAL = [
+_NEUTRAL = {
     "Heap LOCK",
     "Heap2 LOCK_UPDATED",
     "Heap2 PRUNE",
@@ -26,7 +30,7 @@ _NEUTRAL = [
     "Heap2 VISIBLE",
     "Heap2 NEW_CID",
     "XLOG FPI_FOR_HINT",
-]
+}
 """Records that touch blocks and leave what the table says as it is: locks, pruning, freezing, visibility, hints."""
 
 _INSERTS = {"Heap INSERT", "Heap INSERT+INIT", "Heap HEAP_CONFIRM", PAGE}
@@ -38,32 +42,25 @@ SUMMARIES = {"BRIN INSERT", "BRIN INSERT+INIT", "BRIN DESUMMARIZE", "BRIN CREATE
 """A range of blocks was summarised anew, by the rows that were there then: of what is revived it may know nothing."""
 
 _SINCE_16: LiteralString = """
-    SELECT reldatabase, relfilenode, relblocknumber, resource_manager, record_type, description
-    FROM pg_get_wal_block_info(%(start)s, %(end)s, false) WHERE relforknumber = 0
+    SELECT reldatabase::int8, relfilenode::int8, relblocknumber, resource_manager || ' ' || record_type, description
+    FROM pg_get_wal_block_info(%s::pg_lsn, %s::pg_lsn, false)
+    WHERE relforknumber = 0 AND reldatabase IN (0, %s::oid) AND resource_manager <> ALL (%s)
 """
-_IN_15: LiteralString = r"""
-    SELECT ref[1]::oid, ref[2]::oid, ref[3]::int8, resource_manager, record_type, description
-    FROM pg_get_wal_records_info(%(start)s, %(end)s),
-         regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') ref
-"""
-"""What the two versions of the extension know of each block of a main fork that a record touches."""
+"""Each block of a main fork that a record touches."""
 
-_SUMMED: LiteralString = r"""
-SELECT database = 0, file::int8, manager || ' ' || type, array_agg(DISTINCT block),
-       array_agg(DISTINCT format('(%%s,%%s)', block, substring(description from 'off:? (\d+)')))
-           FILTER (WHERE type = 'INPLACE'),
-       array_agg(DISTINCT format('(%%s,%%s)', block, substring(description from 'new[_ ]off:? (\d+)')))
-           FILTER (WHERE type LIKE 'HOT_UPDATE%%'),
-       array_agg(DISTINCT format('(%%s,%%s)', block, substring(description from 'off:? (\d+)')))
-           FILTER (WHERE type LIKE 'INSERT%%'),
-       count(*)
-FROM ({}) touched(database, file, block, manager, type, description)
-WHERE database IN (0, %(database)s::oid)
-      AND manager <> ALL (%(indexes)s) AND manager || ' ' || type <> ALL (%(neutral)s)
-GROUP BY 1, 2, 3
+_IN_15: LiteralString = """
+    SELECT block_ref, resource_manager || ' ' || record_type, description
+    FROM pg_get_wal_records_info(%s::pg_lsn, %s::pg_lsn)
+    WHERE (block_ref LIKE '%%/0/%%' OR block_ref LIKE %s) AND resource_manager <> ALL (%s)
 """
+"""Each record, with the blocks that it touches in words: `blkref #0: rel 1663/16384/16385 fork main blk 0`."""
 
-_SUMMED_SINCE_16, _SUMMED_IN_15 = _SUMMED.format(_SINCE_16), _SUMMED.format(_IN_15)
+_REFERENCE = re.compile(r"rel \d+/(\d+)/(\d+) fork main blk (\d+)")
+_ROW, _NEW_ROW = re.compile(r"\boff:? (\d+)"), re.compile(r"\bnew[_ ]off:? (\d+)")
+"""Where the description of a record says which row of its block it is about."""
+
+Block = tuple[int, int, int, str, str]
+"""A block that a record touches: database, relfilenode, number; the record's kind and description."""
 
 
 @dataclass
@@ -81,10 +78,29 @@ class File:
     inserted: set[str] = field(default_factory=set)
     """The tids of rows that were inserted one by one, whether or not that was committed."""
 
+    def note(self, block: int, kind: str, description: str) -> None:
+        """Take in what one record did to one block. Raises NotProvenError where it can't be read."""
+        self.kinds.add(kind)
+        self.blocks.add(block)
+        self.records += 1
+        if kind == INPLACE:
+            self.overwritten.add(_tid(block, _ROW, description))
+        elif kind.startswith("Heap HOT_UPDATE"):
+            self.chained.add(_tid(block, _NEW_ROW, description))
+        elif kind.startswith("Heap INSERT"):
+            self.inserted.add(_tid(block, _ROW, description))
+
     @property
     def is_only_inserted(self) -> bool:
         """Whether `inserted` is all that happened."""
         return self.kinds <= _INSERTS
+
+
+def _tid(block: int, row: re.Pattern[str], description: str) -> str:
+    found = row.search(description)
+    if found is None:
+        raise NotProvenError("the log has a record of an unknown form")
+    return f"({block},{found[1]})"
 
 
 @dataclass
@@ -99,7 +115,8 @@ class Touched:
 def read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -> Touched:
     """What was written to the database of that oid from the position `start` up to `end`, which must be flushed.
 
-    Raises psycopg.Error when the log can't be read, such as when a checkpoint has recycled its beginning.
+    Raises psycopg.Error when the log can't be read, such as when a checkpoint has recycled its beginning, and
+    NotProvenError when it has what we can't read.
     """
     try:
         return _read(admin, database, start, end)
@@ -108,23 +125,33 @@ def read(admin: psycopg.Connection[Any], database: int, start: int, end: int) ->
 
 
 def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -> Touched:
-    query = _SUMMED_SINCE_16 if admin.info.server_version >= 160000 else _SUMMED_IN_15
-    parameters = {"start": lsn(start), "end": lsn(end), "database": database, "indexes": _INDEXES, "neutral": _NEUTRAL}
     touched = Touched()
-    for shared, filenode, kind, blocks, overwritten, chained, inserted, records in admin.execute(
-        query, parameters, prepare=True
+    is_new = admin.info.server_version >= 160000
+    for owner, filenode, block, kind, description in (_blocks if is_new else _blocks_in_15)(
+        admin, database, start, end
     ):
-        if shared:
+        if kind in _NEUTRAL:
+            continue
+        if owner == 0:
             touched.shared = True
             continue
-        file = touched.files.setdefault(filenode, File())
-        file.kinds.add(kind)
-        file.blocks.update(blocks)
-        file.overwritten.update(overwritten or ())
-        file.chained.update(chained or ())
-        file.inserted.update(inserted or ())
-        file.records += records
+        file = touched.files.get(filenode)
+        if file is None:
+            file = touched.files[filenode] = File()
+        file.note(block, kind, description)
     return touched
+
+
+def _blocks(admin: psycopg.Connection[Any], database: int, start: int, end: int) -> Iterable[Block]:
+    return admin.execute(_SINCE_16, [lsn(start), lsn(end), database, _INDEXES], prepare=True)
+
+
+def _blocks_in_15(admin: psycopg.Connection[Any], database: int, start: int, end: int) -> Iterator[Block]:
+    parameters = [lsn(start), lsn(end), f"%/{database}/%", _INDEXES]
+    for references, kind, description in admin.execute(_IN_15, parameters, prepare=True):
+        for owner, filenode, block in _REFERENCE.findall(references):
+            if owner in ("0", str(database)):
+                yield int(owner), int(filenode), int(block), kind, description
 
 
 def flush(admin: psycopg.Connection[Any]) -> int:

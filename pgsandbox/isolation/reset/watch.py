@@ -23,9 +23,8 @@ ATTEMPTS = 5
 
 _END_TIMEOUT = 5.0
 
-_WORTH = {15: 4 << 20}
-_WORTH_ELSE = 16 << 20
-"""Bytes of log that are worth reading, by major version: with more, a clone is faster."""
+_WORTH = 16 << 20
+"""Bytes of log that are worth reading: with more, a clone is faster."""
 
 _FIRST: LiteralString = """
 SELECT oid::int8, current_setting('max_prepared_transactions')::int > 0 FROM pg_database WHERE datname = %s
@@ -132,7 +131,7 @@ class Watch:
         """What was written from the baseline until `look`. Raises NotProvenError, psycopg.Error."""
         admin = self._server.admin
         end = look.written if look.flushed >= look.written else wal.flush(admin)
-        if end - self._since > _WORTH.get(self._server.version_num // 10000, _WORTH_ELSE):
+        if end - self._since > _WORTH:
             raise NotProvenError(f"{(end - self._since) >> 20} MB were written in the server")
         return wal.read(admin, self._oid, self._since, end)
 
