@@ -42,9 +42,11 @@ LAYERS = """
     template  cache  connections  isolation.clone  isolation.rollback  isolation.reset  isolation.verify
     isolation.reset.judge  isolation.reset.levels           what there is to undo; where baselines are kept
     isolation.reset.watch                                   our sessions inside one database
-    isolation.reset.past  isolation.reset.undo              what was there, and putting it back
+    isolation.reset.past                                    what was there
+    isolation.reset.undo                                    putting it back
     isolation.reset.quiet  isolation.reset.relations  isolation.reset.shared
-    isolation.reset.wal  isolation.reset.errors
+    isolation.reset.wal
+    isolation.reset.errors
     isolation.verify.dump  isolation.verify.differences     what is compared to prove a reset
     isolation.verify.indexes  isolation.verify.surroundings
     isolation.sequences  isolation.unlogged

@@ -111,10 +111,26 @@ class ResetIsolation:
         plan = self._judge.plan(self._watch.read(look))
         if plan is None:
             return False
-        full, now = self._carry_out(plan, look)
+        rows = self._watch.undo.compare(self._watch.past.connection, plan.tables)
+        values = self._values(plan.sequences)
+        full = self._watch.undo.full(plan.written, rows)
+        if not (full or plan.refills or plan.unlogged):
+            return self._is_undone_at_once(plan, look, rows, values)
+        now, refilled = self._carry_out(plan, look, rows, values)
         if now.has_moved_since(look) and not self._was_only_read(look, plan):
             return False
-        self._watch.renew(now, full=full)
+        self._watch.renew(now, full=dict.fromkeys([*full, *refilled]))
+        return True
+
+    def _is_undone_at_once(
+        self, plan: Plan, look: quiet.Look, rows: undo.Changes, values: dict[Relation, undo.Value]
+    ) -> bool:
+        """The same where nothing has to be vacuumed or filled anew: the new past begins as soon as all is put back."""
+        now = self._watch.renew_at_once(lambda: self._watch.undo.put_back(rows, values), since=look)
+        if now.has_moved_since(look) and not self._was_only_read(look, plan):
+            self._watch.forget_new()
+            return False
+        self._watch.settle_on(now)
         return True
 
     def _was_only_read(self, look: quiet.Look, plan: Plan) -> bool:
@@ -128,23 +144,23 @@ class ResetIsolation:
         ours = {sequence.filenode for sequence in plan.sequences}
         return not self._watch.was_written(look, but=ours) and self._watch.undo.is_rewound(values)
 
-    def _carry_out(self, plan: Plan, look: quiet.Look) -> tuple[list[Relation], quiet.Look]:
-        """Put everything back; the tables that should be vacuumed, and who has moved since `look`."""
+    def _carry_out(
+        self, plan: Plan, look: quiet.Look, rows: undo.Changes, values: dict[Relation, undo.Value]
+    ) -> tuple[quiet.Look, list[Relation]]:
+        """Put everything back; who has moved since `look`, and the tables that were filled anew."""
         tools, past = self._watch.undo, self._watch.past.connection
-        rows, values = tools.compare(past, plan.tables), self._values(plan.sequences)
         with tools.at_once():
             tools.put_back(rows, values)
             answer = self._watch.ask(since=look.at)
-        full = tools.full(plan.written, rows)
         refills = [*plan.refills, *(tools.changed(past, plan.unlogged) if plan.unlogged else ())]
+        refilled: list[Relation] = []
         if refills:
             if views := [one.name for one in refills if one.kind == VIEW]:
                 raise NotProvenError(f"the materialized view {views[0]} was refreshed")
             refilled = tools.refill({table: self._levels.rows(table) for table in refills})
-            full += [table for table in refilled if table not in full]
             self._levels.were_refilled(refills)
             answer = self._watch.ask(since=look.at)
-        return full, quiet.seen(answer)
+        return quiet.seen(answer), refilled
 
     def _values(self, found: Iterable[Relation]) -> dict[Relation, undo.Value]:
         """What these sequences are at the baseline. No session can use what it has cached of them any more."""

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pgsandbox.guard import Guard
-from pgsandbox.isolation.reset import quiet
+from pgsandbox.isolation.reset import quiet, undo
 
 if TYPE_CHECKING:
     import psycopg
@@ -34,18 +34,36 @@ class Past:
         self._server = server
         self._oid = oid
         self.connection = server.connect_inspector(database)
-        self.pid = self.connection.info.backend_pid
+        undo.equip(self.connection)  # it may have to act for the present one day
         self._since = time.monotonic()
         self._guard = Guard(server, self._give_way, poll=_POLL, is_due=lambda: time.monotonic() - self._since >= _YOUNG)
+
+    @property
+    def pid(self) -> int:
+        """The server's process that works for it."""
+        return self.connection.info.backend_pid
 
     def renew(self, *, ours: list[int], since: datetime | None) -> quiet.Look:
         """Let go of the snapshot and take a new one; who moved since, as seen right after. Raises psycopg.Error."""
         with self.connection.pipeline():
             self.connection.execute("COMMIT")
-            self.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
-            answer = quiet.ask(self.connection, self._oid, ours=[*ours, self.pid], since=since)
+            answer = self.begin_on(self.connection, ours=[*ours, self.pid], since=since)
         self._since = time.monotonic()
         return quiet.seen(answer)
+
+    def begin_on(
+        self, connection: psycopg.Connection[Any], *, ours: list[int], since: datetime | None
+    ) -> psycopg.Cursor[Any]:
+        """Take a snapshot in another session, too, as the last part of a pipeline; who moved since, as `quiet.ask`."""
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        return quiet.ask(connection, self._oid, ours=ours, since=since)
+
+    def move_to(self, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+        """Hold from now on the snapshot that was begun on `connection`, and no longer the one before; its session."""
+        former, self.connection = self.connection, connection
+        self._since = time.monotonic()
+        former.execute("COMMIT")
+        return former
 
     def release(self) -> None:
         """Let go of the snapshot."""

@@ -31,8 +31,12 @@ _FUNCTION = """
 CREATE FUNCTION pg_temp.{name}(regclass, tid[]) RETURNS void LANGUAGE c STRICT AS '$libdir/pg_surgery', {name_text}
 """
 
-_KILL = "SELECT pg_temp.heap_force_kill(%s, %s::tid[])"
-_REVIVE = "SELECT pg_temp.heap_force_freeze(%s, %s::tid[])"
+_KILL = """
+SELECT pg_temp.heap_force_kill(oid::regclass, tids::tid[]) FROM unnest(%s::oid[], %s::text[]) rows(oid, tids)
+"""
+_REVIVE = """
+SELECT pg_temp.heap_force_freeze(oid::regclass, tids::tid[]) FROM unnest(%s::oid[], %s::text[]) rows(oid, tids)
+"""
 _SET_VALUES = """
 SELECT setval(oid::oid::regclass, last, called) FROM unnest(%s::int8[], %s::int8[], %s::bool[]) value(oid, last, called)
 """
@@ -52,6 +56,9 @@ _ACTING = "SELECT 1 FROM pg_event_trigger WHERE evtenabled IN ('A', 'R')"
 Rows = frozenset[str]
 """Row addresses (tids), such as `(0,1)`."""
 
+Changes = dict[Relation, tuple[Rows, Rows]]
+"""Of each table the rows that are new, and those that are gone."""
+
 Value = tuple[int, bool, bool]
 """A sequence: its last value, whether that was given out, and whether sessions may cache further ones."""
 
@@ -61,19 +68,22 @@ class Undo:
 
     def __init__(self, server: Server, database: str) -> None:
         self.connection = server.connect_inspector(database)
-        self.pid = self.connection.info.backend_pid
         if server.version_num < 170000 and self.connection.execute(_ACTING).fetchone():
             self.connection.close()
             raise NotProvenError("an event trigger that is always on would act on us, too")
         self._dead: collections.Counter[int] = collections.Counter()
-        for name in ("heap_force_kill", "heap_force_freeze"):
-            self.connection.execute(sql.SQL(_FUNCTION).format(name=sql.Identifier(name), name_text=sql.Literal(name)))
+        equip(self.connection)
+
+    @property
+    def pid(self) -> int:
+        """The server's process that works for it."""
+        return self.connection.info.backend_pid
 
     def close(self) -> None:
         """End the session, and with it the functions, which are temporary."""
         self.connection.close()
 
-    def compare(self, past: psycopg.Connection[Any], tables: dict[Relation, File]) -> dict[Relation, tuple[Rows, Rows]]:
+    def compare(self, past: psycopg.Connection[Any], tables: dict[Relation, File]) -> Changes:
         """The rows that are new, and those that are gone, where the tables were written."""
         found = {table: (Rows(file.inserted), Rows()) for table, file in tables.items() if file.is_only_inserted}
         if others := {table: file for table, file in tables.items() if table not in found}:
@@ -90,24 +100,27 @@ class Undo:
         before, after = self._ask_both(past, questions)
         return [table for table, then, now in zip(tables, before, after, strict=True) if then != now]
 
-    def at_once(self) -> AbstractContextManager[Any]:
+    def at_once(self) -> AbstractContextManager[psycopg.Pipeline]:
         """What is done in the block takes one round trip: its answers are there after it, its errors come then."""
         return self.connection.pipeline()
 
-    def put_back(self, rows: dict[Relation, tuple[Rows, Rows]], values: dict[Relation, Value]) -> None:
+    def put_back(self, rows: Changes, values: dict[Relation, Value]) -> None:
         """Kill the new rows, revive those that are gone, rewind sequences to `values`.
 
         With a new row go its versions in between: from a revived row none of them could be reached, and pruning
         would stumble over them.
         """
-        for table, (new, gone) in rows.items():
-            if new:
-                self.connection.execute(_KILL, [table.oid, list(new)], prepare=True)
-            if gone:
-                self.connection.execute(_REVIVE, [table.oid, list(gone)], prepare=True)
+        self._operate(_KILL, {table: new for table, (new, _) in rows.items() if new})
+        self._operate(_REVIVE, {table: gone for table, (_, gone) in rows.items() if gone})
         self._rewind(values)
 
-    def full(self, written: dict[Relation, int], rows: dict[Relation, tuple[Rows, Rows]]) -> list[Relation]:
+    def _operate(self, statement: LiteralString, rows: dict[Relation, Rows]) -> None:
+        if rows:
+            oids = [table.oid for table in rows]
+            arrays = ["{" + ",".join(f'"{tid}"' for tid in tids) + "}" for tids in rows.values()]
+            self.connection.execute(statement, [oids, arrays], prepare=True)
+
+    def full(self, written: dict[Relation, int], rows: Changes) -> list[Relation]:
         """The tables that should be vacuumed now that so many records of them were `written`, and these rows killed."""
         found: list[Relation] = []
         for table, records in written.items():
@@ -184,6 +197,12 @@ class Undo:
         row = self.connection.execute(_LASTING, {"oids": [table.oid for table in tables]}, prepare=True).fetchone()
         if row is not None:
             raise NotProvenError(f"{row[0]} has triggers, rules or functions that would act on a copy of its rows")
+
+
+def equip(connection: psycopg.Connection[Any]) -> None:
+    """Give a session the tools: functions that are temporary, its own, and end with it."""
+    for name in ("heap_force_kill", "heap_force_freeze"):
+        connection.execute(sql.SQL(_FUNCTION).format(name=sql.Identifier(name), name_text=sql.Literal(name)))
 
 
 def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -134,6 +134,26 @@ class Watch:
         if end - self._since > _WORTH:
             raise NotProvenError(f"{(end - self._since) >> 20} MB were written in the server")
         return wal.read(admin, self._oid, self._since, end)
+
+    def renew_at_once(self, put_back: Callable[[], None], *, since: quiet.Look) -> quiet.Look:
+        """In one round trip call `put_back`, have a new past begin, and see who has moved since that look.
+
+        Until `settle_on` that is believed the old past is there as well; `forget_new` ends the new one instead.
+        """
+        with self.undo.at_once() as pipeline:
+            put_back()
+            pipeline.sync()  # which commits
+            answer = self.past.begin_on(self.undo.connection, ours=[self.past.pid, self.undo.pid], since=since.at)
+        return quiet.seen(answer)
+
+    def settle_on(self, look: quiet.Look) -> None:
+        """The new past, seen at `look`, is the baseline; the session that held the old one acts from now on."""
+        self.undo.connection = self.past.move_to(self.undo.connection)
+        self._since, self._advisory = look.written, look.advisory
+
+    def forget_new(self) -> None:
+        """The past stays the old one."""
+        self.undo.connection.execute("COMMIT")
 
     def renew(self, look: quiet.Look, *, full: Iterable[Relation] = ()) -> None:
         """Vacuum `full`, have a new past, and the log read from there on.
