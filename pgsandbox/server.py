@@ -206,7 +206,8 @@ class Server:
     def create_database(self, name: str, *, template: str | None = None, limit: int = -1) -> None:
         """Make the database `name`, owned by the owner, that allows `limit` connections, as a copy of `template`.
 
-        A copy of files where the server is ours: it writes no WAL, so that a neighbour has none to wait for.
+        A copy of files where the server is ours: it writes no WAL, so that a neighbour has none to wait for. Since 18
+        the kernel copies them, which shares blocks on file systems that can (manual, chapter 19.4, file_copy_method).
         """
         copy: sql.Composable = sql.SQL("")
         if template == self.names.template:
@@ -215,12 +216,26 @@ class Server:
             copy = sql.SQL("TEMPLATE {}").format(sql.Identifier(template))
             if self.is_ours and self.version_num >= 150000:
                 copy += sql.SQL(" STRATEGY file_copy")
-        self.execute(
-            sql.SQL("CREATE DATABASE {} OWNER {} CONNECTION LIMIT {} {}").format(
-                sql.Identifier(name), sql.Identifier(self.names.owner), sql.Literal(limit), copy
-            )
+        create = sql.SQL("CREATE DATABASE {} OWNER {} CONNECTION LIMIT {} {}").format(
+            sql.Identifier(name), sql.Identifier(self.names.owner), sql.Literal(limit), copy
         )
+        if template is not None and self.is_ours and self.version_num >= 180000:
+            self._execute_cloning(create)
+        else:
+            self.execute(create)
         self.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+
+    def _execute_cloning(self, create: sql.Composed) -> None:
+        """Run `create` with the kernel as the copier, and where that or the file system can't, without."""
+        with contextlib.suppress(ServerError):  # a build without it
+            self.execute("SET file_copy_method = clone")
+        try:
+            self.execute(create)
+        except ServerError as problem:
+            if not (problem.why or "").startswith("could not clone file"):
+                raise
+            self.execute("SET file_copy_method = copy")
+            self.execute(create)
 
     def _wait_for_template(self, *, timeout: float = 60.0) -> None:
         """A server that was started from a seed gets its template last. Raises ServerError, NotReadyError."""
@@ -354,8 +369,9 @@ def cloning(engine: str, major: int | None) -> str:
     if engine == "external":
         return "as that server does by itself: what else it has to do is not ours to know"
     only = ", the one way that this version has" if major is not None and major < 15 else " (STRATEGY file_copy)"
+    how = ", by the kernel (file_copy_method = clone)" if major is not None and major >= 18 else ""
     return (
-        f"file by file{only}: of 300 tables in a third of the time that WAL_LOG takes, and without WAL; "
+        f"file by file{only}{how}: of 300 tables in less than half of the time that WAL_LOG takes, and without WAL; "
         "the first worker gets a spare one that is kept with the template"
     )
 

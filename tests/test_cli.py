@@ -674,8 +674,8 @@ def test_doctor_says_where_each_setting_comes_from(
     assert (done.returncode, "serves: local\n" in done.stdout) == (0, True)
     assert f"runtime folder: {runtime}\n" in done.stdout
     assert (
-        "clones: file by file (STRATEGY file_copy): of 300 tables in a third of the time that WAL_LOG takes, and "
-        "without WAL; the first worker gets a spare one that is kept with the template\n"
+        "clones: file by file (STRATEGY file_copy): of 300 tables in less than half of the time that WAL_LOG takes, "
+        "and without WAL; the first worker gets a spare one that is kept with the template\n"
     ) in done.stdout
     report = json.loads(cli("doctor", "--json").stdout)
     assert {"name": "ttl", "value": "1h", "from": "pgsandbox_ttl in pyproject.toml"} in report["settings"]

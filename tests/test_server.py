@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from conftest import Target
 from machine import running
 
 from pgsandbox.errors import NotReadyError, ServerError
-from pgsandbox.server import Names, limit_with_ours
+from pgsandbox.server import Names, cloning, limit_with_ours
 
 
 def test_names_in_somebody_elses_server_carry_the_runs_token() -> None:
@@ -51,6 +52,46 @@ def test_databases_come_and_go_under_their_names(some_target: Target) -> None:
         assert not server.has_database(odd)
         server.drop_database(odd)
         server.roles.drop("nobody of that name")
+
+
+def test_since_18_the_kernel_copies_files(target: Target) -> None:
+    with running(**target.settings) as sandbox:
+        server = sandbox.server
+        server.create_database("copy", template=server.names.template)
+        if target.version >= 18:
+            assert server.execute("SHOW file_copy_method") == [("clone",)]
+        assert server.has_database("copy")
+        server.drop_database("copy")
+
+
+def test_where_the_file_system_cannot_clone_postgresql_copies(binaries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(engine="local", version=18) as sandbox:
+        server, execute, refused = sandbox.server, sandbox.server.execute, list[str]()
+
+        def refuse_once(query: Any, *args: Any, **more: Any) -> Any:
+            if not refused and "STRATEGY file_copy" in str(query):
+                refused.append("once")
+                raise ServerError("the server refused", why='could not clone file "base/5/1" to "base/6/1": no')
+            return execute(query, *args, **more)
+
+        monkeypatch.setattr(server, "execute", refuse_once)
+        server.create_database("copy", template=server.names.template)
+        assert (refused, server.has_database("copy")) == (["once"], True)
+        assert server.execute("SHOW file_copy_method") == [("copy",)]
+        server.drop_database("copy")
+
+
+@pytest.mark.parametrize(
+    ("engine", "major", "said"),
+    [
+        ("local", 14, "file by file, the one way that this version has: "),
+        ("local", 17, "file by file (STRATEGY file_copy): "),
+        ("docker", 18, "file by file (STRATEGY file_copy), by the kernel (file_copy_method = clone): "),
+        ("external", 18, "as that server does by itself"),
+    ],
+)
+def test_doctor_says_how_clones_are_made(engine: str, major: int, said: str) -> None:
+    assert cloning(engine, major).startswith(said)
 
 
 def test_what_a_test_prepared_and_left_is_rolled_back(some_target: Target) -> None:
