@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from children import eventually
 
 from pgsandbox.cache import Cache
 
@@ -96,13 +98,8 @@ def kept() -> Iterator[Path]:
 
     Fixtures of wider scope than a test's have it, too: the user's own is none of our business.
     """
-    folder = Path(tempfile.mkdtemp(prefix="pgsandbox-test-cache-"))
-    folder.chmod(0o755)  # as the real one is: an unprivileged user's copies of binaries are in it
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("_PGSANDBOX_CACHE", str(folder))
+    with pytest.MonkeyPatch.context() as patch, _cache(patch) as folder:
         yield folder
-        Cache().clear()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -126,14 +123,32 @@ def runtime(kept: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of this test's own, cleared afterwards: images are not in its folder."""
-    folder = tmp_path / "cache"
-    folder.mkdir(mode=0o755)
-    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
-    yield folder
-    monkeypatch.setenv("_PGSANDBOX_CACHE", str(folder))
-    Cache().clear()
+    with _cache(monkeypatch) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _cache(patch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache for the length of the block, where the real one might be: who PostgreSQL runs as can get there.
+
+    He has copies of binaries in it, if he can't read those that there are; pytest's own folders are closed to him.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="pgsandbox-test-cache-"))
+    folder.chmod(0o755)
+    patch.setenv("_PGSANDBOX_CACHE", str(folder))
+    try:
+        yield folder
+    finally:
+        patch.setenv("_PGSANDBOX_CACHE", str(folder))
+        Cache().clear()
+        assert eventually(lambda: _is_removed(folder)), f"somebody still writes to {folder}"
+
+
+def _is_removed(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 def left_behind(runtime: Path) -> list[str]:
