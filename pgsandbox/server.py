@@ -28,7 +28,8 @@ _INSPECTING = (
 _BIRTH: LiteralString = """
 SELECT backend_start FROM pg_stat_get_activity(NULL) WHERE backend_type = 'checkpointer'
 """
-_SINCE_17 = "-c event_triggers=off -c transaction_timeout=0"
+_SINCE = {150000: "-c stats_fetch_consistency=none", 170000: "-c event_triggers=off -c transaction_timeout=0"}
+"""What there is only since a version: sessions are counted as they are now, not as a transaction first saw them."""
 
 _MADE_FOR: LiteralString = """
 SELECT datname FROM pg_database
@@ -145,8 +146,8 @@ class Server:
         No trigger, rule or policy acts on it, names are told in full, and it waits for nobody's lock for long.
         Raises ServerError.
         """
-        options = _INSPECTING if self.version_num < 170000 else f"{_INSPECTING} {_SINCE_17}"
-        return self.connect_admin(database, options)
+        more = [options for version, options in _SINCE.items() if self.version_num >= version]
+        return self.connect_admin(database, " ".join([_INSPECTING, *more]))
 
     def connect_admin(self, database: str, options: str = "") -> psycopg.Connection[tuple[Any, ...]]:
         """A further admin connection, to `database`; the caller closes it. Raises ServerError."""

@@ -347,8 +347,8 @@ def test_a_clock_that_jumps_for_days_back_and_forth_disturbs_nothing(
 
 def test_where_the_servers_clock_was_set_back_somebody_may_have_written() -> None:
     noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
-    parts: dict[str, Any] = {"written": 1, "flushed": 1, "busy": frozenset(), "moved": False, "sessions": 1}
-    parts |= {"advisory": frozenset(), "there": frozenset()}
+    parts: dict[str, Any] = {"before": 1, "flushed": 1, "after": 1, "busy": frozenset(), "moved": False}
+    parts |= {"advisory": frozenset(), "there": frozenset(), "ended_before": 1, "ended_after": 1}
     before, later, earlier = (Look(at=noon + timedelta(seconds=by), **parts) for by in (0, 1, -1))
     assert not later.has_moved_since(before)
     assert earlier.has_moved_since(before)

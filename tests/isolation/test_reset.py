@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from conftest import Inner, Target
 from machine import running
 from traps import CLONED, ENDED, SCHEMA, UNDONE, Connections
 
+from pgsandbox.isolation.reset import quiet
 from pgsandbox.isolation.reset.watch import Watch
 from pgsandbox.isolation.verify import VerifiedIsolation
 
@@ -228,6 +230,59 @@ def test_a_thread_that_goes_on_writing_never_leaves_anything(database: Database)
     with database.connect() as connection:
         assert connection.execute("SELECT count(*) FROM audit").fetchone() == (0,)
     assert set(_reasons(database)) <= allowed
+
+
+_SLOWLY = (
+    (
+        "OFFSET 0) early",
+        "OFFSET 0) early CROSS JOIN LATERAL (SELECT pg_sleep(0.002) z, early.written y OFFSET 0) pause",
+    ),
+    ("CASE WHEN early.written IS NULL", "CASE WHEN pause.y IS NULL OR pause.z IS NULL"),
+    ("min(early.written), (pg", "min(early.written), CASE WHEN pg_sleep(0.002) IS NOT NULL THEN 0 END + (pg"),
+)
+"""A look that takes its time before it looks at the sessions, and after that."""
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["who stays", "who comes and goes"])
+def test_who_writes_in_the_middle_of_a_look_is_not_overlooked(
+    some_target: Target, project: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    """Neither by this reset nor by the next one. Nobody writes any more when that begins."""
+    (project / "init.sql").write_text("CREATE TABLE t AS SELECT n, 0 AS times FROM generate_series(1, 100) n")
+    for before, after in _SLOWLY:
+        assert before in quiet._LOOK
+        monkeypatch.setattr(quiet, "_LOOK", quiet._LOOK.replace(before, after, 1))
+    chance = random.Random(17)
+    with running(**some_target.settings, init=["init.sql"]) as sandbox, contextlib.ExitStack() as stack:
+        database = sandbox.database()
+
+        def write(connection: psycopg.Connection[Any] | None) -> psycopg.Connection[Any] | None:
+            with contextlib.suppress(psycopg.OperationalError):  # it was cut off
+                if connection is None or connection.closed:
+                    connection = stack.enter_context(database.connect(autocommit=True))
+                connection.execute("UPDATE t SET times = times + 1 WHERE n = %s", [chance.randint(1, 100)])
+            if connection is None or stays:
+                return connection
+            connection.close()
+            return None
+
+        def work(is_over: threading.Event) -> None:
+            connection: psycopg.Connection[Any] | None = None
+            while not is_over.is_set():
+                connection = write(connection)
+                time.sleep(0.02 * chance.random())
+
+        for number in range(60):
+            is_over = threading.Event()
+            thread = threading.Thread(target=work, args=[is_over])
+            thread.start()
+            for _ in range(3):
+                database.reset()
+            is_over.set()
+            thread.join()
+            database.reset()
+            with database.connect() as connection:
+                assert connection.execute("SELECT sum(times) FROM t").fetchone() == (0,), f"in round {number}"
 
 
 @pytest.mark.parametrize(

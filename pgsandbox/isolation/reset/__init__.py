@@ -10,6 +10,7 @@ levels      the baselines, one on the other
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -184,7 +185,9 @@ class ResetIsolation:
 
     def is_untouched(self) -> bool:
         """Whether nothing was written since the baseline, and nobody has a transaction open."""
-        return self._unwatched is None and self._watch.is_at_baseline(self._watch.look())
+        with contextlib.suppress(psycopg.Error):  # somebody has ended our session: the next reset sees to that
+            return self._unwatched is None and self._watch.is_at_baseline(self._watch.look())
+        return False
 
     def move_baseline(self, *, if_changed: bool = False) -> Level | None:
         """Make the present state the baseline. Rows and sequences are kept aside, anything else is a copy, which cuts.
@@ -194,9 +197,10 @@ class ResetIsolation:
         if if_changed:
             if self._unwatched is not None:
                 return None
-            look = self._watch.look()
-            if look.busy or self._watch.is_at_baseline(look):
-                return None
+            with contextlib.suppress(psycopg.Error):
+                look = self._watch.look()
+                if look.busy or self._watch.is_at_baseline(look):
+                    return None
         try:
             level = self._level_of_rows()
         except (NotProvenError, psycopg.Error, NotReadyError) as reason:

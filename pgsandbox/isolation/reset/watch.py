@@ -77,7 +77,7 @@ class Watch:
     def begin_again(self) -> None:
         """Take what is there by now for the baseline; nobody else may be connected."""
         look = self.past.renew(ours=[self.undo.pid], since=None)
-        self._since, self._advisory = look.written, look.advisory
+        self._since, self._advisory = look.before, look.advisory
 
     def leave(self) -> None:
         """End both sessions."""
@@ -88,7 +88,7 @@ class Watch:
 
     def look(self, since: datetime | None = None) -> quiet.Look:
         """Who is doing what in the database, us left out."""
-        return quiet.look(self._server.admin, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
+        return quiet.look(self.undo.connection, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
 
     def ask(self, since: datetime) -> psycopg.Cursor[Any]:
         """The question of `look` on the connection of `undo`, as a part of what that does at once."""
@@ -114,7 +114,7 @@ class Watch:
 
     def is_untouched(self, look: quiet.Look) -> bool:
         """Whether nothing at all was written in the server since the baseline."""
-        return look.written == self._since
+        return look.after == self._since
 
     def is_at_baseline(self, look: quiet.Look) -> bool:
         """Whether at `look` nobody had a transaction open, or had written to this database since the baseline."""
@@ -130,7 +130,7 @@ class Watch:
     def read(self, look: quiet.Look) -> wal.Touched:
         """What was written from the baseline until `look`. Raises NotProvenError, psycopg.Error."""
         admin = self._server.admin
-        end = look.written if look.flushed >= look.written else wal.flush(admin)
+        end = look.after if look.flushed >= look.after else wal.flush(admin)
         if end - self._since > _WORTH:
             raise NotProvenError(f"{(end - self._since) >> 20} MB were written in the server")
         return wal.read(admin, self._oid, self._since, end)
@@ -149,7 +149,7 @@ class Watch:
     def settle_on(self, look: quiet.Look) -> None:
         """The new past, seen at `look`, is the baseline; the session that held the old one acts from now on."""
         self.undo.connection = self.past.move_to(self.undo.connection)
-        self._since, self._advisory = look.written, look.advisory
+        self._since, self._advisory = look.before, look.advisory
 
     def forget_new(self) -> None:
         """The past stays the old one."""
@@ -166,17 +166,17 @@ class Watch:
         after = self.past.renew(ours=[self.undo.pid], since=look.at)
         if after.has_moved_since(look) and self.was_written(look):
             raise NotProvenError("somebody went on writing")
-        self._since, self._advisory = after.written, after.advisory
+        self._since, self._advisory = after.before, after.advisory
 
     def was_written(self, look: quiet.Look, *, but: Collection[int] = ()) -> bool:
-        """Whether more than what says nothing new was written since `look`, to other files than `but`.
+        """Whether more than what says nothing new was written since `look` began, to other files than `but`.
 
         Or may have been, where there is what the log has nothing of.
         """
         if self.has_unlogged:
             return True
         admin = self._server.admin
-        touched = wal.read(admin, self._oid, look.written, wal.flush(admin))
+        touched = wal.read(admin, self._oid, look.before, wal.flush(admin))
         return any(
             file.kinds - {wal.PAGE, wal.INPLACE} for filenode, file in touched.files.items() if filenode not in but
         )
