@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 from psycopg import sql
 
-from pgsandbox.errors import PgsandboxError
+if TYPE_CHECKING:
+    from pgsandbox.errors import PgsandboxError
 
 Ask = Callable[["BoundedConnection", float], float]
 """Called with the seconds that a connection has waited for one answer: how many it may wait until it asks again.
@@ -58,7 +59,9 @@ class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
             return super().wait(gen, *args, **more)
         try:
             return super().wait(self._asking(gen), *args, **more)
-        except PgsandboxError:
+        except psycopg.Error:
+            raise
+        except BaseException:
             self.close()  # in the middle of a statement it is of no more use
             raise
 

@@ -47,6 +47,11 @@ def holders(server: Server, role: str) -> str | None:
         """,
         [role],
     )
+    if not rows:
+        return (
+            f"all of the {found[0][0]} connections of {role} have been closed since, as the test failed or before\n"
+            "the setting connections raises the budget"
+        )
     lines = [f"{len(rows)} of the {found[0][0]} connections of {role} are held:"]
     for pid, state, since, application, query in rows:
         name, said = application or "unnamed", query or "no statement yet"

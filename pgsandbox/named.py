@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from pgsandbox import engines, lease, places, sources, sweep
 from pgsandbox.database import Address
-from pgsandbox.engines import Running, supervised
+from pgsandbox.engines import Notice, Running, supervised
 from pgsandbox.errors import EngineError, NoSuchSandboxError, PgsandboxError, PlaceError, ServerError, UsageError
 from pgsandbox.launch import RUNNING
 from pgsandbox.run import Run, all_runs, damaged, entries, folder_of, read_record, write_record
@@ -48,6 +48,8 @@ class Named:
     """Seconds that it lives with nobody connected."""
     created: float
     """Unix time."""
+    key: str | None = None
+    """The fingerprint of its template, where that can be kept."""
     run: str = ""
 
     @property
@@ -88,6 +90,7 @@ def up(name: str | None, settings: Settings, progress: Progress) -> Named:
             found = _read(run.folder, name)
             if found is not None:
                 _check_agreement(found, settings)
+                _tell_of_changes(found, sandbox, progress)
                 return _granted_anew(found, settings)
             _forget_failures(run)
             sandbox.name(name, sandbox.database().url, ttl=settings.ttl)
@@ -297,6 +300,14 @@ def _check_agreement(found: Named, settings: Settings) -> None:
                 f"the sandbox {found.name} runs already, with {what} {has} instead of {asked}",
                 hint=f"end it first: pgsandbox down {found.name}",
             )
+
+
+def _tell_of_changes(found: Named, sandbox: Sandbox, progress: Progress) -> None:
+    """Say so where the template of the sandbox that runs is no longer what it would be built from."""
+    with contextlib.suppress(PgsandboxError):  # what is wrong with a step is no matter to one that was built before
+        if found.key is not None and found.key != sandbox.fingerprint.key:
+            changed = f"settings, migrations or init steps have changed since {found.name} was started"
+            progress(Notice(f"{changed}: `pgsandbox down {found.name}` first to have them"))
 
 
 def _checked(name: str | None, root: Path) -> str:

@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     is_wanted = config.stash[_NAMED] and not invocation.is_looking(config.option)
     if config.getoption("tx", None):
-        session.announce(invocation.workers(config.getoption("tx", None) or ()))
+        session.announce(invocation.workers(config.getoption("tx")))
         if is_wanted:
             with _as_usage_error():
                 session.prepare_in_background()

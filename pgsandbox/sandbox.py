@@ -350,6 +350,7 @@ class Sandbox:
                 "version": running.version,
                 "what": running.what,
                 "token": running.token,
+                "key": self.fingerprint.key,
                 "ttl": ttl,
                 "created": time.time(),
             },

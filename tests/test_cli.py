@@ -267,6 +267,21 @@ def test_up_ends_by_itself_after_its_ttl_and_not_while_somebody_is_connected(
     assert cli("url").returncode == 5
 
 
+def test_up_says_where_what_it_was_built_from_has_changed(project: Path, cli: Cli) -> None:
+    (project / "schema.sql").write_text("CREATE TABLE old ()")
+    words = ("up", "--init", "schema.sql")
+    url = cli(*words).stdout
+    same = cli(*words)
+    assert (same.stdout, same.stderr) == (url, "")
+    (project / "schema.sql").write_text("CREATE TABLE new ()")
+    changed = cli(*words)
+    name = json.loads(cli("ls", "--json").stdout)[0]["name"]
+    told = f"settings, migrations or init steps have changed since {name} was started"
+    assert (changed.returncode, changed.stdout) == (0, url)
+    assert changed.stderr == f"pgsandbox: {told}: `pgsandbox down {name}` first to have them\n"
+    cli("down")
+
+
 def test_another_ttl_can_be_given_to_one_that_runs(project: Path, cli: Cli, runtime: Path) -> None:
     url = cli("up").stdout
     assert json.loads(cli("up", "--ttl", "1s", "--json").stdout)["ttl"] == 1

@@ -9,6 +9,7 @@ import threading
 import psycopg
 import pytest
 from conftest import Inner, Target
+from machine import running
 
 import pgsandbox
 
@@ -99,6 +100,15 @@ def test_caught(pgsandbox):
 def test_about_another_server(pgsandbox):
     raise ConnectionError('too many connections for role "somebody else"')
 """
+
+
+def test_who_has_held_them_is_not_told_where_nobody_does_any_more(some_target: Target) -> None:
+    """A list of connections that the failure itself took apart."""
+    with running(**some_target.settings, connections=3) as sandbox:
+        assert sandbox.holders(sandbox.database().name) == (
+            "all of the 3 connections of pgsandbox_main have been closed since, as the test failed or before\n"
+            "the setting connections raises the budget"
+        )
 
 
 def test_the_test_that_overdraws_names_who_holds_the_connections(inner: Inner, pytester: pytest.Pytester) -> None:

@@ -88,7 +88,7 @@ def prune(of_cache: bool) -> int:
 
     \b
     pgsandbox prune
-    pgsandbox prune --cache          the kept templates, too; the next runs build theirs anew
+    pgsandbox prune --cache          the kept templates of all your projects, too; the next runs build theirs anew
     """
     from pgsandbox import named
 

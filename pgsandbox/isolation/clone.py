@@ -76,7 +76,8 @@ class CloneIsolation:
         try:
             admin = self._server.admin
             [(oid,)] = self._server.execute("SELECT oid::int8 FROM pg_database WHERE datname = %s", [self._name])
-            return not wal.read(admin, oid, self._written, wal.flush(admin)).files
+            end = wal.flush(admin)
+            return end - self._written <= wal.WORTH and not wal.read(admin, oid, self._written, end).files
         except (psycopg.Error, NotProvenError):
             return False
 

@@ -230,7 +230,7 @@ def test_a_snapshot_that_is_restored_is_not_the_baseline(database: Database, app
     assert app.state == kept
     database.reset()
     assert app.state == BOTTOM
-    assert database.isolation.made_anew == ["a snapshot was taken or restored"] * 2
+    assert database.isolation.made_anew == ["a copy was made or restored (a snapshot, or keep = failed)"] * 2
     database.restore(snapshot)
     with database.baseline():
         app("INSERT INTO visit (at) VALUES ('more')")

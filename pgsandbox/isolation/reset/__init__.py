@@ -11,14 +11,14 @@ levels      the baselines, one on the other
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import psycopg
 
 from pgsandbox.errors import NotReadyError, first_line
 from pgsandbox.isolation import sequences
-from pgsandbox.isolation.reset import quiet, relations, undo
+from pgsandbox.isolation.reset import quiet, relations, undo, wal
 from pgsandbox.isolation.reset.errors import NotProvenError
 from pgsandbox.isolation.reset.judge import Judge, Plan
 from pgsandbox.isolation.reset.levels import Level, Levels
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _WAITED = "something waited for older snapshots, as a concurrent index build does"
 _UNFINISHED = NotProvenError("the last attempt to make it anew failed")
+_INTERRUPTED = NotProvenError("the last reset did not come to its end")
 _KEPT = 64 << 20
 """Bytes of rows that a moved baseline keeps in this process; what has more becomes a database of its own."""
 
@@ -72,14 +73,24 @@ class ResetIsolation:
 
     def reset(self) -> None:
         """Bring it to its baseline: by undoing, else by a clone. Raises PgsandboxError."""
+        with self._whole_or_anew():
+            try:
+                if self._unwatched is not None:
+                    raise self._unwatched
+                _repeat(self._is_undone)
+            except NotProvenError as reason:
+                self._make_anew(str(reason))
+            except (psycopg.Error, NotReadyError) as problem:
+                self._make_anew(self._in_words(problem))
+
+    @contextlib.contextmanager
+    def _whole_or_anew(self) -> Iterator[None]:
+        """Where the block is left in its middle, such as by Ctrl-C or a time-out, the next reset makes all anew."""
         try:
-            if self._unwatched is not None:
-                raise self._unwatched
-            _repeat(self._is_undone)
-        except NotProvenError as reason:
-            self._make_anew(str(reason))
-        except (psycopg.Error, NotReadyError) as problem:
-            self._make_anew(self._in_words(problem))
+            yield
+        except BaseException:
+            self._unwatched = self._unwatched or _INTERRUPTED
+            raise
 
     def remake(self) -> None:
         """Make it anew at its baseline. Whoever was connected is cut off. Raises PgsandboxError."""
@@ -143,7 +154,10 @@ class ResetIsolation:
         if plan.refills or any(is_cached for _, _, is_cached in values.values()):
             return False
         ours = {sequence.filenode for sequence in plan.sequences}
-        return not self._watch.was_written(look, but=ours) and self._watch.undo.is_rewound(values)
+        if self._watch.was_written(look, ours={wal.PAGE}, but=ours):
+            return False
+        # Not the session that may be the next past: it would hold locks on them while the next test runs.
+        return self._watch.undo.is_rewound(values, asking=self._watch.past.connection)
 
     def _carry_out(
         self, plan: Plan, look: quiet.Look, rows: undo.Changes, values: dict[Relation, undo.Value]
@@ -201,21 +215,29 @@ class ResetIsolation:
                 look = self._watch.look()
                 if look.busy or self._watch.is_at_baseline(look):
                     return None
-        try:
-            level = self._level_of_rows()
-        except (NotProvenError, psycopg.Error, NotReadyError) as reason:
-            self.made_anew.append(f"moving the baseline took a copy: {first_line(reason)}")
-            level = self._level_of_its_own()
-        if if_changed and level.is_empty:
-            return None
-        self._levels.push(level)
-        return level
+        with self._whole_or_anew():
+            try:
+                level = self._level_of_rows()
+            except (NotProvenError, psycopg.Error, NotReadyError) as reason:
+                self.made_anew.append(f"moving the baseline took a copy: {first_line(reason)}")
+                level = self._level_of_its_own()
+            if if_changed and level.is_empty:
+                return None
+            self._levels.push(level)
+            return level
 
     def return_baseline(self, moved: Level | None) -> None:
         """Make the baseline what it was before `moved`, and be there."""
         if moved is None or moved not in self._levels:
             return
-        self.reset()
+        with self._whole_or_anew():
+            self.reset()
+            self._remove(moved)
+        if self._levels.top.is_over:
+            self.return_baseline(self._levels.top)
+
+    def _remove(self, moved: Level) -> None:
+        """Take `moved` out of the baselines, and what it had out of the database, which is at the topmost one."""
         above = self._levels.remove(moved)
         if above is None:
             moved.is_over = True
@@ -228,8 +250,6 @@ class ResetIsolation:
             self._take_out(moved)
             for level in above:
                 level.contents = {table: undo.contents(self._watch.undo.connection, table) for table in level.contents}
-        if self._levels.top.is_over:
-            self.return_baseline(self._levels.top)
 
     def _level_of_rows(self) -> Level:
         """The present state as rows and sequences that differ from the baseline. Raises NotProvenError."""
@@ -330,7 +350,7 @@ class ResetIsolation:
     def _begin_unknown(self) -> None:
         """Watch over a state that is not the baseline: the next reset has to clone."""
         self._unwatched = _UNFINISHED
-        self._unwatched = self._begin() or NotProvenError("a snapshot was taken or restored")
+        self._unwatched = self._begin() or NotProvenError("a copy was made or restored (a snapshot, or keep = failed)")
 
     def forget(self, snapshot: str) -> None:
         """Drop the copy `snapshot`."""

@@ -23,12 +23,13 @@ _YOUNG = 1.0
 _POLL = 0.25
 
 _WAITING = """
-SELECT 1 FROM pg_stat_get_activity(NULL) WHERE wait_event_type = 'Lock' AND %s = ANY (pg_blocking_pids(pid))
+SELECT pg_terminate_backend(%(past)s) FROM pg_stat_get_activity(NULL)
+WHERE wait_event_type = 'Lock' AND %(past)s = ANY (pg_blocking_pids(pid)) LIMIT 1
 """
 
 
 class Past:
-    """One snapshot of `database` at a time, held in a session of its own."""
+    """A snapshot of `database`, held in a session of its own: in another one from each `move_to` on."""
 
     def __init__(self, server: Server, database: str, oid: int) -> None:
         self._server = server
@@ -54,15 +55,15 @@ class Past:
     def begin_on(
         self, connection: psycopg.Connection[Any], *, ours: list[int], since: datetime | None
     ) -> psycopg.Cursor[Any]:
-        """Take a snapshot in another session, too, as the last part of a pipeline; who moved since, as `quiet.ask`."""
+        """Take a snapshot in that session, as the last part of a pipeline; who moved since, as `quiet.ask`."""
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         return quiet.ask(connection, self._oid, ours=ours, since=since)
 
     def move_to(self, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
         """Hold from now on the snapshot that was begun on `connection`, and no longer the one before; its session."""
-        former, self.connection = self.connection, connection
-        self._since = time.monotonic()
+        former = self.connection
         former.execute("COMMIT")
+        self.connection, self._since = connection, time.monotonic()
         return former
 
     def release(self) -> None:
@@ -79,7 +80,4 @@ class Past:
 
         That is a case for a fresh clone anyway. Asked beside the test, and only for tests that last.
         """
-        if connection.execute(_WAITING, [self.pid]).fetchone():
-            connection.execute("SELECT pg_terminate_backend(%s)", [self.pid])
-            return False
-        return True
+        return connection.execute(_WAITING, {"past": self.pid}).fetchone() is None

@@ -154,11 +154,14 @@ class Undo:
         for sequence in sequences:
             self.connection.execute(sql.SQL("ALTER SEQUENCE {} RESTART").format(named(sequence)), {})
 
-    def is_rewound(self, values: dict[Relation, Value]) -> bool:
-        """Whether each sequence has just this value, and nothing was taken from it since it was set."""
+    def is_rewound(self, values: dict[Relation, Value], *, asking: psycopg.Connection[Any]) -> bool:
+        """Whether each sequence has just this value, and nothing was taken from it since it was set.
+
+        A transaction that is `asking` keeps a lock on each, and sees what is there now all the same.
+        """
         for sequence, (last, called, _) in values.items():
             query = sql.SQL("SELECT last_value, is_called, log_cnt FROM {}").format(named(sequence))
-            if self.connection.execute(query, {}).fetchone() != (last, called, 0):
+            if asking.execute(query, {}).fetchone() != (last, called, 0):
                 return False
         return True
 
@@ -200,9 +203,13 @@ class Undo:
 
 
 def equip(connection: psycopg.Connection[Any]) -> None:
-    """Give a session the tools: functions that are temporary, its own, and end with it."""
-    for name in ("heap_force_kill", "heap_force_freeze"):
-        connection.execute(sql.SQL(_FUNCTION).format(name=sql.Identifier(name), name_text=sql.Literal(name)))
+    """Give a session the tools: functions that are temporary, its own, and end with it. Where it fails it is closed."""
+    try:
+        for name in ("heap_force_kill", "heap_force_freeze"):
+            connection.execute(sql.SQL(_FUNCTION).format(name=sql.Identifier(name), name_text=sql.Literal(name)))
+    except BaseException:
+        connection.close()
+        raise
 
 
 def contents(connection: psycopg.Connection[Any], table: Relation) -> bytes:

@@ -18,6 +18,9 @@ from pgsandbox.isolation.reset.errors import NotProvenError
 INPLACE, PAGE = "Heap INPLACE", "XLOG FPI"
 """Kinds of record: a row of a catalog overwritten where it is, without a new version; a page written whole."""
 
+WORTH = 4 << 20
+"""Bytes of log that are worth reading, to keep connections alive: with more, a clone is many times faster."""
+
 _NEUTRAL = {
     "Heap LOCK",
     "Heap2 LOCK_UPDATED",
@@ -75,6 +78,7 @@ class File:
     chained: set[str] = field(default_factory=set)
     """The tids of the new versions that lie beside their old ones and have no index entries of their own (HOT)."""
     records: int = 0
+    """How many there are, one that touches two blocks of it counted twice."""
     inserted: set[str] = field(default_factory=set)
     """The tids of rows that were inserted one by one, whether or not that was committed."""
 

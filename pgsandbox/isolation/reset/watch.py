@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -22,9 +23,6 @@ ATTEMPTS = 5
 """How often to try what somebody may get in the way of."""
 
 _END_TIMEOUT = 5.0
-
-_WORTH = 16 << 20
-"""Bytes of log that are worth reading: with more, a clone is faster."""
 
 _FIRST: LiteralString = """
 SELECT oid::int8, current_setting('max_prepared_transactions')::int > 0 FROM pg_database WHERE datname = %s
@@ -131,7 +129,7 @@ class Watch:
         """What was written from the baseline until `look`. Raises NotProvenError, psycopg.Error."""
         admin = self._server.admin
         end = look.after if look.flushed >= look.after else wal.flush(admin)
-        if end - self._since > _WORTH:
+        if end - self._since > wal.WORTH:
             raise NotProvenError(f"{(end - self._since) >> 20} MB were written in the server")
         return wal.read(admin, self._oid, self._since, end)
 
@@ -164,12 +162,12 @@ class Watch:
             self.past.release()  # what it protects could not be vacuumed
             self.undo.vacuum(full)
         after = self.past.renew(ours=[self.undo.pid], since=look.at)
-        if after.has_moved_since(look) and self.was_written(look):
+        if after.has_moved_since(look) and self.was_written(look, ours={wal.PAGE, wal.INPLACE}):
             raise NotProvenError("somebody went on writing")
         self._since, self._advisory = after.before, after.advisory
 
-    def was_written(self, look: quiet.Look, *, but: Collection[int] = ()) -> bool:
-        """Whether more than what says nothing new was written since `look` began, to other files than `but`.
+    def was_written(self, look: quiet.Look, *, ours: AbstractSet[str], but: Collection[int] = ()) -> bool:
+        """Whether anything was written since `look` began but kinds of record that are `ours`, and to the files `but`.
 
         Or may have been, where there is what the log has nothing of.
         """
@@ -177,9 +175,8 @@ class Watch:
             return True
         admin = self._server.admin
         touched = wal.read(admin, self._oid, look.before, wal.flush(admin))
-        return any(
-            file.kinds - {wal.PAGE, wal.INPLACE} for filenode, file in touched.files.items() if filenode not in but
-        )
+        others = (file for filenode, file in touched.files.items() if filenode not in but)
+        return touched.shared or any(file.kinds - ours for file in others)
 
     def end(self, pids: Iterable[int]) -> None:
         """End these sessions, and tell this process's pools. Raises NotReadyError."""
