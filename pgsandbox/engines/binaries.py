@@ -141,15 +141,27 @@ def _read(folder: Path, source: str) -> Iterator[Binaries]:
     """The installation in `folder`, if it is one whose server says its version."""
     if not (folder / "initdb").is_file():
         return
-    try:
-        said = subprocess.run(
-            [folder / "postgres", "--version"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return
-    match = re.search(r"\(PostgreSQL\) ([0-9]+(?:\.[0-9]+)?)", said)
+    match = re.search(r"\(PostgreSQL\) ([0-9]+(?:\.[0-9]+)?)", _said_by(folder / "postgres") or "")
     if match:
         yield Binaries(folder, match[1], source)
+
+
+def _said_by(server: Path) -> str | None:
+    """What `server` says of its version; None where it can't be run, or fails.
+
+    One that was killed, as when a signal is meant for all around it, or that had no time on a busy machine, is asked
+    once more: it has not said that it isn't there.
+    """
+    for _ in range(2):
+        try:
+            done = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=10, check=False)
+        except subprocess.TimeoutExpired:
+            continue
+        except OSError:
+            return None
+        if done.returncode >= 0:
+            return done.stdout if done.returncode == 0 else None
+    return None
 
 
 def _number(binaries: Binaries) -> tuple[int, ...]:

@@ -54,6 +54,19 @@ def put_on_path(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join(map(str, folders)))
 
 
+def test_a_server_that_is_killed_while_it_says_its_version_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_embedded: None
+) -> None:
+    folder = install(tmp_path / "pg", "15.18")
+    (folder / "postgres").write_text(
+        f"#!/bin/sh\nif [ -e {tmp_path}/killed ]; then echo 'postgres (PostgreSQL) 15.18'; exit; fi\n"
+        f": >{tmp_path}/killed; kill -QUIT $$\n"
+    )
+    put_on_path(monkeypatch, folder)
+    assert found() == ("15.18", folder, "PATH")
+    assert (tmp_path / "killed").exists()
+
+
 def test_binaries_on_path_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_on_path(monkeypatch, tmp_path / "empty", install(tmp_path / "pg", "15.18 (Debian 15.18-0+deb12u1)"))
     assert found() == ("15.18", tmp_path / "pg", "PATH")
