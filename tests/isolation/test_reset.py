@@ -20,6 +20,7 @@ from machine import running
 from traps import CLONED, ENDED, SCHEMA, UNDONE, Connections
 
 from pgsandbox.isolation.reset import quiet
+from pgsandbox.isolation.reset.past import Past
 from pgsandbox.isolation.reset.watch import Watch
 from pgsandbox.isolation.verify import VerifiedIsolation
 
@@ -31,6 +32,7 @@ OPTIONS = ["max_prepared_transactions=5"]
 AT_ONCE = 12
 """Traps between two proofs by dump, where not each is proven by itself: a dump takes many times what a reset does."""
 BOTH = {"resting", "doing"}
+FILLED = "CREATE TABLE filled (id serial, name text); INSERT INTO filled (name) VALUES ('a')"
 
 
 @pytest.fixture
@@ -206,6 +208,102 @@ def test_what_the_log_does_not_tell_is_not_taken_for_the_baseline(
     with database.connect() as connection:
         assert connection.execute("SELECT count(*) FROM unlogged_empty").fetchone() == (0,)
     writer.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["ALTER DATABASE {} SET work_mem = '7MB'", "COMMENT ON DATABASE {} IS 'mine'", "UPDATE filled SET name = ''"],
+)
+def test_what_is_done_while_all_is_put_back_is_undone_too(
+    some_target: Target, project: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """By somebody who was idle when we looked."""
+    (project / "init.sql").write_text(FILLED)
+    state = (
+        "SELECT current_setting('work_mem'), (SELECT max(name) FROM filled),"
+        " shobj_description((SELECT oid FROM pg_database WHERE datname = current_database()), 'pg_database')"
+    )
+    with running(**some_target.settings, init=["init.sql"]) as sandbox:
+        database, once = sandbox.database(), ["once"]
+        with database.connect() as connection:
+            before = connection.execute(state).fetchone()
+        writer, renew = _rest(database), Watch.renew_at_once
+
+        def disturbed(watch: Watch, *args: Any, **more: Any) -> Look:
+            if once:
+                once.clear()
+                writer.execute(statement.format(f'"{database.name}"').encode())
+            return renew(watch, *args, **more)
+
+        monkeypatch.setattr(Watch, "renew_at_once", disturbed)
+        with database.connect(autocommit=True) as connection:
+            connection.execute("INSERT INTO filled (name) VALUES ('b')")
+        database.reset()
+        assert once == []
+        with database.connect() as connection:
+            assert connection.execute(state).fetchone() == before
+        writer.close()
+
+
+@pytest.mark.parametrize("where", [(Watch, "renew_at_once"), (Past, "change_places"), (Watch, "renew")])
+def test_after_a_reset_that_was_interrupted_all_is_made_anew(
+    some_target: Target, project: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str]
+) -> None:
+    """By Ctrl-C, or a time-out by signal; a reset that is in the middle of something knows no way on."""
+    (project / "init.sql").write_text("CREATE TABLE filled AS SELECT n FROM generate_series(1, 9) n")
+    done = getattr(*where)
+
+    def interrupted(*args: Any, **more: Any) -> None:
+        done(*args, **more)
+        raise KeyboardInterrupt
+
+    with running(**some_target.settings, init=["init.sql"]) as sandbox:
+        database = sandbox.database()
+
+        def use() -> Any:
+            with database.connect(autocommit=True) as connection:
+                found = connection.execute("SELECT count(*), sum(n) FROM filled").fetchone()
+                # So many records that what they leave is vacuumed, which takes the longer way.
+                connection.execute("UPDATE filled SET n = 0")
+                for _ in range(30 if where[1] == "renew" else 0):
+                    connection.execute("UPDATE filled SET n = n + 1")
+            return found
+
+        use()
+        with monkeypatch.context() as patch:
+            patch.setattr(*where, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                database.reset()
+        database.reset()
+        assert _reasons(database) == ["the last reset did not come to its end"]
+        for _ in range(3):
+            assert use() == (9, 45)
+            database.reset()
+        assert _reasons(database) == []
+
+
+def test_the_past_keeps_no_lock_on_what_it_looked_at(
+    some_target: Target, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where somebody was at work meanwhile: a test's TRUNCATE would wait for us."""
+    (project / "init.sql").write_text(FILLED)
+    monkeypatch.setattr(quiet.Look, "has_moved_since", lambda *_: True)
+    with running(**some_target.settings, init=["init.sql"]) as sandbox:
+        database = sandbox.database()
+        for _ in range(3):
+            with database.connect(autocommit=True) as connection:
+                connection.execute("SET lock_timeout = '100ms'")
+                connection.execute("UPDATE filled SET name = 'b'; INSERT INTO filled (name) VALUES ('c')")
+                connection.execute("TRUNCATE filled RESTART IDENTITY; INSERT INTO filled (name) VALUES ('d')")
+                connection.execute("ALTER SEQUENCE filled_id_seq RESTART WITH 5")
+            database.reset()
+            with database.connect(autocommit=True) as connection:
+                connection.execute("INSERT INTO filled (name) VALUES ('e')")
+            database.reset()
+        locks = "SELECT relation::regclass::text FROM pg_locks WHERE relation >= 16384 AND database = %s::oid"
+        with sandbox.server.inside(database.name) as connection:
+            [(oid,)] = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchall()
+            assert connection.execute(locks, [oid]).fetchall() == []
 
 
 def test_a_thread_that_goes_on_writing_never_leaves_anything(database: Database) -> None:

@@ -29,7 +29,7 @@ WHERE wait_event_type = 'Lock' AND %(past)s = ANY (pg_blocking_pids(pid)) LIMIT 
 
 
 class Past:
-    """A snapshot of `database`, held in a session of its own: in another one from each `move_to` on."""
+    """A snapshot of `database`, held in a session of its own: it changes places with the present's now and then."""
 
     def __init__(self, server: Server, database: str, oid: int) -> None:
         self._server = server
@@ -59,12 +59,11 @@ class Past:
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         return quiet.ask(connection, self._oid, ours=ours, since=since)
 
-    def move_to(self, connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-        """Hold from now on the snapshot that was begun on `connection`, and no longer the one before; its session."""
-        former = self.connection
-        former.execute("COMMIT")
-        self.connection, self._since = connection, time.monotonic()
-        return former
+    def change_places(self, present: undo.Undo) -> None:
+        """Hold from now on the snapshot that was begun in the session of `present`, which acts in ours from now on."""
+        self.release()
+        self.connection, present.connection = present.connection, self.connection
+        self._since = time.monotonic()
 
     def release(self) -> None:
         """Let go of the snapshot."""

@@ -146,7 +146,7 @@ class Watch:
 
     def settle_on(self, look: quiet.Look) -> None:
         """The new past, seen at `look`, is the baseline; the session that held the old one acts from now on."""
-        self.undo.connection = self.past.move_to(self.undo.connection)
+        self.past.change_places(self.undo)
         self._since, self._advisory = look.before, look.advisory
 
     def forget_new(self) -> None:
