@@ -130,10 +130,8 @@ def read(admin: psycopg.Connection[Any], database: int, start: int, end: int) ->
 
 def _read(admin: psycopg.Connection[Any], database: int, start: int, end: int) -> Touched:
     touched = Touched()
-    is_new = admin.info.server_version >= 160000
-    for owner, filenode, block, kind, description in (_blocks if is_new else _blocks_in_15)(
-        admin, database, start, end
-    ):
+    blocks = _blocks if admin.info.server_version >= 160000 else _blocks_in_15
+    for owner, filenode, block, kind, description in blocks(admin, database, start, end):
         if kind in _NEUTRAL:
             continue
         if owner == 0:
