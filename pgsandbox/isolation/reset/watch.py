@@ -68,6 +68,7 @@ class Watch:
         row = self._server.admin.execute(_FIRST, [self._name], prepare=True).fetchone()
         assert row is not None
         self._oid, self._may_prepare = row
+        self._server.execute("SET stats_fetch_consistency = none")  # as our other sessions have it
         self._undo = Undo(self._server, self._name)
         self._past = Past(self._server, self._name, self._oid)
         self.begin_again()
@@ -86,7 +87,7 @@ class Watch:
 
     def look(self, since: datetime | None = None) -> quiet.Look:
         """Who is doing what in the database, us left out."""
-        return quiet.look(self.undo.connection, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
+        return quiet.look(self._server.admin, self._oid, ours=[self.past.pid, self.undo.pid], since=since)
 
     def ask(self, since: datetime) -> psycopg.Cursor[Any]:
         """The question of `look` on the connection of `undo`, as a part of what that does at once."""
